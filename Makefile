@@ -1,0 +1,46 @@
+.DEFAULT_GOAL := help
+.PHONY: help run test test-all check lock clean
+PYTHON ?= python3
+PORT ?= 8000
+BIN := .venv/bin
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+run: .venv/run ## the sidecar on 127.0.0.1:8000 (PORT=… moves it); answers offline where no credentials are set
+	@exec $(BIN)/session-sidecar serve --model auto --port $(PORT)
+
+test: .venv/dev ## the tests, offline, in under three minutes
+	$(BIN)/pytest -m "not long"
+
+test-all: .venv/dev ## every test, the long tables too
+	$(BIN)/pytest
+
+check: .venv/dev ## ruff and the type checker
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+lock: .venv/dev ## write the lock files anew from pyproject.toml
+	$(BIN)/pip install --quiet uv
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+	    --no-emit-index-url --no-emit-find-links pyproject.toml --group build -o requirements.lock
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+	    --no-emit-index-url --no-emit-find-links --group dev -c requirements.lock -o requirements-dev.lock
+
+clean: ## remove the virtual environment (never ./var, which holds the conversations)
+	rm -rf .venv
+
+.venv/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "session-sidecar needs Python 3.11 or newer; name one with PYTHON=…")'
+	$(PYTHON) -m venv .venv
+	@touch $@
+
+.venv/run: .venv/python requirements.lock pyproject.toml
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+.venv/dev: .venv/run requirements-dev.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
+	@touch $@
