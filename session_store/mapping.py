@@ -1,0 +1,129 @@
+"""The words of the session map, and what any keeper of it promises."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Protocol
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+LAST_MOMENT = 2**63 - 1
+"""The largest time, in microseconds, that a position can have."""
+
+
+@dataclass(frozen=True, slots=True)
+class ThreadKey:
+    """A conversation under the names of the chat backend: a thread, and the resource that owns it."""
+
+    thread_id: str
+    resource_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Cursor:
+    """A position among a resource's mappings: just behind the row that was created then, under that thread ID."""
+
+    created_at_us: int
+    thread_id: str
+
+    def __post_init__(self) -> None:
+        """Refuse (ValueError) a time that no row can have; cursors come back from clients."""
+        if not 0 <= self.created_at_us <= LAST_MOMENT:
+            raise ValueError("created_at_us is out of range")
+
+
+@dataclass(frozen=True, slots=True)
+class SessionMapping:
+    """One row: the session behind a thread, where the thread was forked from, and how often the row has changed."""
+
+    thread_id: str
+    resource_id: str
+    sdk_session_id: str
+    parent_thread_id: str | None
+    parent_message_id: str | None
+    version: int
+    created_at: datetime
+    updated_at: datetime
+
+    @property
+    def key(self) -> ThreadKey:
+        """The pair of names that this mapping is found by."""
+        return ThreadKey(self.thread_id, self.resource_id)
+
+    @property
+    def cursor(self) -> Cursor:
+        """The position of this row: a page after it goes on with the next one."""
+        return Cursor((self.created_at - _EPOCH) // timedelta(microseconds=1), self.thread_id)
+
+
+def moment(microseconds: int) -> datetime:
+    """Give the UTC time so many microseconds after the epoch, exactly: no float in between."""
+    return _EPOCH + timedelta(microseconds=microseconds)
+
+
+class SessionMap(Protocol):
+    """Keeps `(thread_id, resource_id) -> sdk_session_id`, durably: what a call returned has survived a power cut.
+
+    Every call is atomic and sees all earlier ones. Cancelling the caller never leaves a call half done: it has happened
+    or it has not, and the next call works. IDs compare byte for byte. Any call may raise StoreUnavailable.
+    """
+
+    async def get(self, key: ThreadKey) -> SessionMapping | None:
+        """Look a thread up; None if it is not mapped."""
+        ...
+
+    async def add(
+        self,
+        key: ThreadKey,
+        sdk_session_id: str,
+        *,
+        parent_thread_id: str | None = None,
+        parent_message_id: str | None = None,
+    ) -> SessionMapping:
+        """Map a thread that is not mapped yet, at version 0.
+
+        Raises ThreadExists if it is mapped (to whatever session), SessionTaken if another thread has the session.
+        """
+        ...
+
+    async def replace(self, key: ThreadKey, sdk_session_id: str, *, expected: str) -> SessionMapping | None:
+        """Point a thread at another session, but only if it still points to `expected`; None if it does not.
+
+        Bumps `version` and `updated_at`. Raises SessionTaken if another thread has the new session.
+        """
+        ...
+
+    async def touch(self, key: ThreadKey, sdk_session_id: str) -> SessionMapping | None:
+        """Note the end of a turn: bump `version` and `updated_at`, but only if the thread still has this session."""
+        ...
+
+    async def remove(self, key: ThreadKey, *, expected: str | None = None) -> SessionMapping | None:
+        """Forget a thread (only if it points to `expected`, when that is given), and return what was forgotten."""
+        ...
+
+    async def page(
+        self,
+        resource_id: str,
+        *,
+        limit: int,
+        after: Cursor | None = None,
+        descending: bool = True,
+        thread_id_prefix: str | None = None,
+        parent_thread_id: str | None = None,
+    ) -> list[SessionMapping]:
+        """List up to `limit` (at least 1) of a resource's mappings by creation, newest first unless told otherwise.
+
+        `after` is the `cursor` of the last row of the page before; that row need not exist any more. Rows that are
+        there all the while are listed exactly once, whatever is added, changed or removed between two pages.
+        The prefix is plain text, compared byte for byte. A parent narrows the list to the forks of that thread.
+        """
+        ...
+
+    async def check(self) -> None:
+        """Return if the map can be read, else raise StoreUnavailable."""
+        ...
+
+    async def close(self) -> None:
+        """Finish what was begun and give everything back. May be called again, from anywhere, and must be called once.
+
+        Every other call raises StoreUnavailable from here on.
+        """
+        ...

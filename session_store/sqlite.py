@@ -1,0 +1,177 @@
+"""The session map in one SQLite file.
+
+Every call is one statement that commits by itself, sent to the connection's thread in one hop. So there is no
+transaction that a cancelled caller could leave open, and no state between two calls that could go wrong.
+"""
+
+import asyncio
+import os
+import sqlite3
+import time
+from typing import Any, Self
+
+import aiosqlite
+
+from session_store.errors import StoreUnavailable, ThreadExists, translated
+from session_store.mapping import LAST_MOMENT, Cursor, SessionMapping, ThreadKey, moment
+from session_store.sqlite_file import open_database
+
+# `*` gives the columns in the order of schema.sql, which is the order of SessionMapping; user_version vouches for it.
+GET = "SELECT * FROM session_mappings WHERE resource_id = :resource_id AND thread_id = :thread_id"
+
+ADD = """
+INSERT INTO session_mappings
+    (thread_id, resource_id, sdk_session_id, parent_thread_id, parent_message_id, created_at, updated_at)
+VALUES (:thread_id, :resource_id, :sdk_session_id, :parent_thread_id, :parent_message_id, :now, :now)
+ON CONFLICT (resource_id, thread_id) DO NOTHING
+RETURNING *
+"""
+
+# A clock that was set back must not make a row look older than it was.
+REPLACE = """
+UPDATE session_mappings
+SET sdk_session_id = :sdk_session_id, version = version + 1, updated_at = max(updated_at, :now)
+WHERE resource_id = :resource_id AND thread_id = :thread_id AND sdk_session_id = :expected
+RETURNING *
+"""
+
+REMOVE = """
+DELETE FROM session_mappings
+WHERE resource_id = :resource_id AND thread_id = :thread_id
+    AND sdk_session_id = coalesce(:expected, sdk_session_id)
+RETURNING *
+"""
+
+# instr() compares bytes and knows no wildcards; a range would need the successor of U+10FFFF, which there is not.
+NEWEST_FIRST = """
+SELECT * FROM session_mappings
+WHERE resource_id = :resource_id
+    AND (created_at, thread_id) < (:created_at, :after_thread_id)
+    AND instr(thread_id, :prefix) = 1
+ORDER BY created_at DESC, thread_id DESC
+LIMIT :limit
+"""
+OLDEST_FIRST = NEWEST_FIRST.replace(" < ", " > ").replace(" DESC", " ASC")
+FORKS_NEWEST_FIRST = NEWEST_FIRST.replace("WHERE ", "WHERE parent_thread_id = :parent_thread_id AND ")
+FORKS_OLDEST_FIRST = OLDEST_FIRST.replace("WHERE ", "WHERE parent_thread_id = :parent_thread_id AND ")
+
+CHECK = "SELECT * FROM session_mappings LIMIT 1"
+
+
+class SqliteSessionMap:
+    """A SessionMap in a SQLite file that this process alone has open."""
+
+    def __init__(self, connection: aiosqlite.Connection) -> None:
+        """Take over a connection that is ready for use; `open` makes one."""
+        self._connection = connection
+        self._closing: asyncio.Task[None] | None = None
+
+    @classmethod
+    async def open(cls, path: str | os.PathLike[str]) -> Self:
+        """Open the file at `path`, or make one there. Raises StoreUnusable, having changed nothing.
+
+        It blocks the event loop for some milliseconds (a third of a second for a million rows): it belongs before
+        serving. Whoever gets the map must close it, or the process will not end.
+        """
+        database = open_database(path)
+        try:
+            return cls(await aiosqlite.Connection(lambda: database, iter_chunk_size=64))
+        except BaseException:  # cancelled: the thread ends by itself, the file is still ours to give back
+            database.close()
+            raise
+
+    async def get(self, key: ThreadKey) -> SessionMapping | None:
+        """See SessionMap."""
+        return await self._row(GET, key)
+
+    async def add(
+        self,
+        key: ThreadKey,
+        sdk_session_id: str,
+        *,
+        parent_thread_id: str | None = None,
+        parent_message_id: str | None = None,
+    ) -> SessionMapping:
+        """See SessionMap."""
+        added = await self._row(
+            ADD,
+            key,
+            sdk_session_id=sdk_session_id,
+            parent_thread_id=parent_thread_id,
+            parent_message_id=parent_message_id,
+            now=_now(),
+        )
+        if added is None:
+            raise ThreadExists
+        return added
+
+    async def replace(self, key: ThreadKey, sdk_session_id: str, *, expected: str) -> SessionMapping | None:
+        """See SessionMap."""
+        return await self._row(REPLACE, key, sdk_session_id=sdk_session_id, expected=expected, now=_now())
+
+    async def touch(self, key: ThreadKey, sdk_session_id: str) -> SessionMapping | None:
+        """See SessionMap."""
+        return await self.replace(key, sdk_session_id, expected=sdk_session_id)
+
+    async def remove(self, key: ThreadKey, *, expected: str | None = None) -> SessionMapping | None:
+        """See SessionMap."""
+        return await self._row(REMOVE, key, expected=expected)
+
+    async def page(
+        self,
+        resource_id: str,
+        *,
+        limit: int,
+        after: Cursor | None = None,
+        descending: bool = True,
+        thread_id_prefix: str | None = None,
+        parent_thread_id: str | None = None,
+    ) -> list[SessionMapping]:
+        """See SessionMap."""
+        if limit < 1:
+            raise ValueError("limit must be at least 1")  # SQLite takes a negative one for none at all
+        if parent_thread_id is None:
+            statement = NEWEST_FIRST if descending else OLDEST_FIRST
+        else:
+            statement = FORKS_NEWEST_FIRST if descending else FORKS_OLDEST_FIRST
+        start = after or Cursor(LAST_MOMENT if descending else 0, "")
+        parameters = {
+            "resource_id": resource_id,
+            "created_at": start.created_at_us,
+            "after_thread_id": start.thread_id,
+            "prefix": thread_id_prefix or "",
+            "parent_thread_id": parent_thread_id,
+            "limit": limit,
+        }
+        return await self._rows(statement, parameters)
+
+    async def check(self) -> None:
+        """See SessionMap."""
+        await self._rows(CHECK, {})
+
+    async def close(self) -> None:
+        """See SessionMap."""
+        if self._closing is None:
+            self._closing = asyncio.ensure_future(self._connection.close())
+        await asyncio.shield(self._closing)  # one closes, all wait for it, and none of them can break it off
+
+    async def _row(self, statement: str, key: ThreadKey, **parameters: str | int | None) -> SessionMapping | None:
+        rows = await self._rows(statement, {"thread_id": key.thread_id, "resource_id": key.resource_id, **parameters})
+        return rows[0] if rows else None
+
+    async def _rows(self, statement: str, parameters: dict[str, Any]) -> list[SessionMapping]:
+        if self._closing is not None:
+            raise StoreUnavailable
+        try:
+            rows = await self._connection.execute_fetchall(statement, parameters)
+        except sqlite3.Error as error:
+            raise translated(error) from error
+        return [_mapping(row) for row in rows]
+
+
+def _mapping(row: Any) -> SessionMapping:
+    return SessionMapping(*row[:-2], *map(moment, row[-2:]))  # its last two columns are times
+
+
+def _now() -> int:
+    return time.time_ns() // 1000

@@ -1,0 +1,176 @@
+"""The SQLite file itself: whose it is, who may read it, which schema it has.
+
+All of it is settled here, at start, before there is a thread or anything to serve. So it may block, a cancelled start
+cannot fall into the middle of it, and a file that is refused is one that nothing has written to.
+"""
+
+import fcntl
+import os
+import sqlite3
+import stat
+from contextlib import ExitStack, closing
+from pathlib import Path
+
+from session_store.errors import StoreUnusable, translated
+
+APPLICATION_ID = 1936028525
+SCHEMA_VERSION = 1
+BUSY_TIMEOUT_MS = 2000  # only an operator's shell can be in the way: wait for it, but no longer than a client would
+
+_HERE = Path(__file__).parent  # an installed package has the schema inside, a checkout beside it
+SCHEMA = next(file for file in (_HERE / "schema.sql", _HERE.parent / "schema.sql") if file.exists())
+
+
+class OwnedConnection(sqlite3.Connection):
+    """A connection that holds the lock on its file: closing the one gives back the other, in that order."""
+
+    lock: int | None = None
+
+    def close(self) -> None:
+        """Close the database, then let the next one have it."""
+        super().close()
+        lock, self.lock = self.lock, None
+        if lock is not None:
+            os.ftruncate(lock, 0)  # what stays in the file is only ever the name of one who holds it, or was killed
+            os.close(lock)
+
+
+def open_database(path: str | os.PathLike[str]) -> OwnedConnection:
+    """Open the session map at `path`, or make one there; it may be used by any one thread at a time.
+
+    Raises StoreUnusable for a file that is not ours to use, without having changed a byte of it.
+    """
+    file = Path(os.path.realpath(path))  # one file has one lock, by whatever links it was reached
+    try:
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with ExitStack() as undo:
+            # First of all: opening and closing the file would drop the locks that another connection of ours has on it.
+            lock = _take_lock(file)
+            undo.callback(os.close, lock)
+            _refuse_unless_ours(file)
+            _make_private(file)
+            connection = _connect(file)
+            undo.pop_all()
+    except OSError as error:
+        raise StoreUnusable(
+            f"{error.filename or file} cannot be used ({error.strerror}): see to that, or choose another SIDECAR_HOME"
+        ) from error
+    except sqlite3.Error as error:
+        raise StoreUnusable(f"{file} cannot be used: {translated(error)}") from error
+    connection.lock = lock
+    return connection
+
+
+def _take_lock(file: Path) -> int:
+    """Become the one process that has this file open, for as long as the descriptor is.
+
+    The system gives the lock back however the process ends. Programs that it starts do not get the descriptor
+    (O_CLOEXEC): a lock lasts until its last holder is gone, and an agent's process may live longer than this one.
+    """
+    with ExitStack() as undo:
+        lock = os.open(f"{file}.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        undo.callback(os.close, lock)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StoreUnusable(
+                f"{file} is in use by {_holder(lock)}, and one process owns a SQLite database: "
+                "stop that process, or give this one its own SIDECAR_HOME"
+            ) from None
+        os.ftruncate(lock, 0)
+        os.write(lock, b"%d" % os.getpid())
+        undo.pop_all()
+    return lock
+
+
+def _holder(lock: int) -> str:
+    pid = os.pread(lock, 20, 0).decode("ascii", "replace")
+    try:
+        os.kill(int(pid), 0)
+    except PermissionError:
+        pass  # somebody else's, but alive
+    except (OSError, ValueError, OverflowError):
+        return "another process"  # one that has yet to write its number over that of one who was killed
+    return f"process {pid}"
+
+
+def _refuse_unless_ours(file: Path) -> None:
+    """Look at the file without writing to it: neither a byte of its own, nor a file beside it."""
+    wal, journal = Path(f"{file}-wal"), Path(f"{file}-journal")
+    if file.exists() and not file.is_file():
+        raise StoreUnusable(f"{file} is not a file: move it away, or choose another SIDECAR_HOME")
+    if not _size(file):
+        if _size(wal):  # SQLite would throw away what may be the last turns of a file that was moved
+            raise StoreUnusable(f"{wal} belongs to a database that is not there: put that back, or move this away too")
+        return
+    with file.open("rb") as opened:
+        header = opened.read(100)
+    if header[:16] != b"SQLite format 3\0" or header[68:72] != APPLICATION_ID.to_bytes(4, "big"):
+        raise StoreUnusable(f"{file} is not a session map: move it away, or choose another SIDECAR_HOME")
+    if not _size(journal):  # else it was killed while being made, and opening it takes that back
+        _read_through(file, through_wal=_size(wal) > 0)
+
+
+def _read_through(file: Path, *, through_wal: bool) -> None:
+    """Refuse a file of ours that is damaged or of another schema."""
+    index = Path(f"{file}-shm")
+    had_index = index.exists()
+    # Without a log beside it, `immutable` keeps SQLite from making one; with one, the log is part of what to read.
+    mode = "mode=ro" if through_wal else "immutable=1"
+    try:
+        with closing(sqlite3.connect(f"{file.as_uri()}?{mode}", uri=True)) as reader:
+            _refuse_other_schema(file, reader)
+            _refuse_damage(file, reader)
+    except BaseException:
+        if not had_index:
+            index.unlink(missing_ok=True)  # what a reader of the log has to make
+        raise
+
+
+def _refuse_damage(file: Path, connection: sqlite3.Connection) -> None:
+    connection.execute("SELECT * FROM session_mappings LIMIT 1")
+    (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+    if found != "ok":
+        detail = " ".join(found.split())
+        raise StoreUnusable(f"{file} is damaged ({detail}): restore a backup, or move it away to start anew")
+
+
+def _refuse_other_schema(file: Path, connection: sqlite3.Connection) -> None:
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version != SCHEMA_VERSION:
+        raise StoreUnusable(
+            f"{file} has schema {version} and this program knows {SCHEMA_VERSION}: run the newer version that wrote it"
+        )
+
+
+def _make_private(file: Path) -> None:
+    """See to it that nobody else can read the file, from before there is anything in it."""
+    os.close(os.open(file, os.O_RDWR | os.O_CREAT, 0o600))
+    for kept in (file, Path(f"{file}-wal"), Path(f"{file}-shm")):  # SQLite makes the latter two like the first
+        if kept.exists() and stat.S_IMODE(kept.stat().st_mode) & 0o077:
+            kept.chmod(0o600)
+
+
+def _connect(file: Path) -> OwnedConnection:
+    with ExitStack() as undo:
+        connection = sqlite3.connect(
+            file,
+            timeout=BUSY_TIMEOUT_MS / 1000,
+            isolation_level=None,
+            check_same_thread=False,  # made here, then used by the one thread that it is handed to
+            factory=OwnedConnection,
+        )
+        undo.callback(connection.close)
+        connection.execute("PRAGMA synchronous = FULL")
+        (tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+        schema = "" if tables else SCHEMA.read_text(encoding="utf-8")
+        # All of the schema or none, its number included. Without one, it shows at least that the file can be written.
+        connection.executescript(f"BEGIN IMMEDIATE; {schema} COMMIT;")
+        _refuse_other_schema(file, connection)
+        connection.execute("PRAGMA journal_mode = WAL")  # only now: until here the file itself says whose it is
+        undo.pop_all()
+    return connection
+
+
+def _size(file: Path) -> int:
+    return file.stat().st_size if file.exists() else 0

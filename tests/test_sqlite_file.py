@@ -1,0 +1,577 @@
+"""What the SQLite file promises beyond the contract: whose it is, who may read it, what a crash leaves behind."""
+
+import asyncio
+import os
+import re
+import signal
+import sqlite3
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, closing, contextmanager
+from pathlib import Path
+
+import pytest
+
+from session_store import SqliteSessionMap, StoreUnavailable, StoreUnusable, ThreadKey, sqlite, sqlite_file
+from session_store.errors import translated
+
+KEY = ThreadKey("t1", "alice")
+HOT_JOURNAL = bytes.fromhex("d9d505f920a163d7 00000000 12345678 00000000 00000200 00001000").ljust(512, b"\0")
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "home" / "sidecar.db"
+
+
+@pytest.fixture
+async def sessions(file: Path) -> AsyncIterator[SqliteSessionMap]:
+    opened = await SqliteSessionMap.open(file)
+    yield opened
+    await opened.close()
+
+
+async def reopens(file: Path) -> None:
+    """The file can be opened, and works."""
+    async with AsyncExitStack() as stack:
+        opened = await SqliteSessionMap.open(file)
+        stack.push_async_callback(opened.close)
+        await opened.remove(ThreadKey("any", "body"))
+        await opened.add(ThreadKey("any", "body"), "any session")
+
+
+async def refusal(file: Path) -> str:
+    """The one line with which the file is refused. What is opened all the same is closed: a failure must not hang."""
+    with pytest.raises(StoreUnusable) as refused:
+        await (await SqliteSessionMap.open(file)).close()
+    assert "\n" not in str(refused.value)
+    return str(refused.value)
+
+
+@contextmanager
+def plain(file: Path) -> Iterator[sqlite3.Connection]:
+    """A look at the file as any SQLite program has it, waiting for nobody."""
+    with closing(sqlite3.connect(file, isolation_level=None, timeout=0)) as connection:
+        yield connection
+
+
+def mode(file: Path) -> int:
+    return stat.S_IMODE(file.stat().st_mode)
+
+
+def ours(file: Path, rows: int = 400) -> None:
+    """Make a session map with so many threads in it."""
+    sqlite_file.open_database(file).close()
+    with plain(file) as connection:
+        connection.executemany(
+            "INSERT INTO session_mappings VALUES (?, 'alice', ?, NULL, NULL, 0, 0, 0)",
+            ((f"thread {n}", f"session {n} {'x' * 100}") for n in range(rows)),
+        )
+
+
+def foreign(file: Path) -> None:
+    file.parent.mkdir()
+    with plain(file) as connection:
+        connection.execute("CREATE TABLE session_mappings (theirs TEXT)")
+
+
+# Who may read it, and how safe it is
+
+
+async def test_nobody_else_can_read_what_is_written(file: Path) -> None:
+    before = os.umask(0)
+    try:
+        async with AsyncExitStack() as stack:
+            opened = await SqliteSessionMap.open(file)
+            stack.push_async_callback(opened.close)
+            await opened.add(KEY, "s1")
+            modes = {kept.name: mode(kept) for kept in file.parent.iterdir()}
+    finally:
+        os.umask(before)
+    assert mode(file.parent) == 0o700
+    assert modes == dict.fromkeys(("sidecar.db", "sidecar.db-wal", "sidecar.db-shm", "sidecar.db.lock"), 0o600)
+
+
+async def test_a_file_that_others_could_read_is_made_private(file: Path) -> None:
+    ours(file)
+    os.chmod(file, 0o644)
+    await reopens(file)
+    assert mode(file) == 0o600
+
+
+async def test_a_write_is_on_the_disk_before_it_is_answered(sessions: SqliteSessionMap, file: Path) -> None:
+    assert await asked(sessions, "PRAGMA synchronous") == 2  # FULL
+    assert await asked(sessions, "PRAGMA busy_timeout") == sqlite_file.BUSY_TIMEOUT_MS
+    with plain(file) as connection:
+        assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
+async def asked(sessions: SqliteSessionMap, pragma: str) -> object:
+    rows = list(await sessions._connection.execute_fetchall(pragma))
+    return rows[0][0]
+
+
+async def test_the_file_says_whose_it_is_and_which_schema_it_has(sessions: SqliteSessionMap, file: Path) -> None:
+    with plain(file) as connection:
+        assert connection.execute("PRAGMA application_id").fetchone() == (sqlite_file.APPLICATION_ID,)
+        assert connection.execute("PRAGMA user_version").fetchone() == (sqlite_file.SCHEMA_VERSION,)
+
+
+@pytest.mark.parametrize(
+    ("statement", "index"),
+    [
+        (sqlite.NEWEST_FIRST, "session_mappings_by_age"),
+        (sqlite.OLDEST_FIRST, "session_mappings_by_age"),
+        (sqlite.FORKS_NEWEST_FIRST, "session_mappings_by_parent"),
+        (sqlite.FORKS_OLDEST_FIRST, "session_mappings_by_parent"),
+    ],
+)
+def test_a_page_is_one_walk_along_an_index(file: Path, statement: str, index: str) -> None:
+    ours(file, rows=0)
+    names = ("resource_id", "created_at", "after_thread_id", "prefix", "parent_thread_id", "limit")
+    with plain(file) as connection:
+        plan = connection.execute(f"EXPLAIN QUERY PLAN {statement}", dict.fromkeys(names, 1)).fetchall()
+    assert len(plan) == 1, "a second step would be a sort"
+    assert f"USING INDEX {index} (" in plan[0][3]
+    assert "(created_at,thread_id)" in plan[0][3], "a page would start at the beginning"
+
+
+async def test_threads_of_one_instant_are_listed_once_by_name(
+    sessions: SqliteSessionMap, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "_now", lambda: 1_700_000_000_123_457)
+    for name in "cadb":
+        await sessions.add(ThreadKey(name, "alice"), name)
+    for descending, names in ((True, "dcba"), (False, "abcd")):
+        first = await sessions.page("alice", limit=2, descending=descending)
+        rest = await sessions.page("alice", limit=2, descending=descending, after=first[-1].cursor)
+        assert "".join(row.thread_id for row in first + rest) == names
+        assert first[0].created_at.isoformat() == "2023-11-14T22:13:20.123457+00:00"
+
+
+async def test_a_clock_that_was_set_back_makes_nothing_older(
+    sessions: SqliteSessionMap, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    added = await sessions.add(KEY, "s1")
+    monkeypatch.setattr(sqlite, "_now", lambda: 1)
+    touched = await sessions.touch(KEY, "s1")
+    assert touched is not None
+    assert touched.updated_at == added.updated_at
+
+
+# What stands in the way of a call
+
+
+async def test_a_call_given_up_while_it_waits_leaves_no_transaction_open(
+    sessions: SqliteSessionMap, file: Path
+) -> None:
+    with plain(file) as other:
+        other.execute("BEGIN IMMEDIATE")
+        calls = [asyncio.create_task(sessions.add(ThreadKey(f"t{n}", "alice"), f"s{n}")) for n in range(3)]
+        await asyncio.sleep(0)
+        for call in calls:
+            call.cancel()
+        await asyncio.wait(calls)
+        other.execute("ROLLBACK")
+        assert [row.thread_id for row in await sessions.page("alice", limit=9)] == ["t2", "t1", "t0"]
+        other.execute("BEGIN IMMEDIATE")  # which an open transaction would refuse
+
+
+async def test_a_database_locked_for_too_long_is_an_error_that_passes(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite_file, "BUSY_TIMEOUT_MS", 20)
+    async with AsyncExitStack() as stack:
+        sessions = await SqliteSessionMap.open(file)
+        stack.push_async_callback(sessions.close)
+        with plain(file) as other:
+            other.execute("BEGIN IMMEDIATE")
+            with pytest.raises(StoreUnavailable, match="another program keeps the database locked"):
+                await sessions.add(KEY, "s1")
+            assert await sessions.get(KEY) is None
+        await sessions.add(KEY, "s1")
+
+
+async def test_a_full_disk_is_an_error_that_passes(sessions: SqliteSessionMap) -> None:
+    await sessions.add(KEY, "s1")
+    await asked(sessions, "PRAGMA max_page_count = 1")  # SQLite says the same as when the disk has no room
+    with pytest.raises(StoreUnavailable, match="disk is full"):
+        await sessions.add(ThreadKey("t2", "alice"), "s" * 10_000)
+    await sessions.check()
+    assert await sessions.get(ThreadKey("t2", "alice")) is None
+    await asked(sessions, "PRAGMA max_page_count = 1000000")
+    await sessions.add(ThreadKey("t2", "alice"), "s" * 10_000)
+
+
+def test_a_failing_disk_is_told_from_the_rest_by_whichever_call_failed() -> None:
+    error = sqlite3.OperationalError("disk I/O error")
+    error.sqlite_errorcode = sqlite3.SQLITE_IOERR_FSYNC
+    assert "disk fails to read or write" in str(translated(error))
+
+
+# Files that are not ours to use
+
+
+def text(file: Path) -> None:
+    file.parent.mkdir()
+    file.write_text("Dear diary,\n" * 1000)
+
+
+def foreign_in_use(file: Path) -> None:
+    live = file.with_name("live")
+    foreign(file)
+    file.rename(live)
+    with plain(live) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("INSERT INTO session_mappings VALUES ('mine')")
+        copy(live, file)
+
+
+def copy(live: Path, file: Path) -> None:
+    """Leave of a database that is open what a killed process leaves."""
+    for suffix in ("", "-wal"):
+        Path(f"{file}{suffix}").write_bytes(Path(f"{live}{suffix}").read_bytes())
+
+
+def empty_foreign(file: Path) -> None:
+    file.parent.mkdir()
+    with plain(file) as connection:
+        connection.execute("VACUUM")
+
+
+def cut_in_half(file: Path) -> None:
+    ours(file)
+    os.truncate(file, file.stat().st_size // 2)
+
+
+def cut_in_the_header(file: Path) -> None:
+    ours(file)
+    os.truncate(file, 50)
+
+
+def garbage_in_the_middle(file: Path) -> None:
+    ours(file)
+    with file.open("r+b") as opened:
+        opened.seek(file.stat().st_size // 2 // 4096 * 4096)
+        opened.write(b"\xa5" * 4096)
+
+
+def newer(file: Path) -> None:
+    ours(file)
+    with plain(file) as connection:
+        connection.execute("PRAGMA user_version = 2")
+
+
+def newer_in_the_log(file: Path) -> None:
+    live = file.with_name("live")
+    ours(live)
+    with plain(live) as connection:
+        connection.execute("PRAGMA user_version = 2")
+        copy(live, file)
+
+
+def without_its_table(file: Path) -> None:
+    ours(file)
+    with plain(file) as connection:
+        connection.execute("ALTER TABLE session_mappings RENAME TO other")
+
+
+def log_without_database(file: Path) -> None:
+    newer_in_the_log(file)
+    file.unlink()
+
+
+def directory(file: Path) -> None:
+    file.mkdir(parents=True)
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (text, "is not a session map: move it away"),
+        (foreign, "is not a session map: move it away"),
+        (foreign_in_use, "is not a session map: move it away"),
+        (empty_foreign, "is not a session map: move it away"),
+        (cut_in_the_header, "is not a session map: move it away"),
+        (cut_in_half, "damaged: stop the program and restore a backup"),
+        (garbage_in_the_middle, r"is damaged \(.*\): restore a backup"),
+        (without_its_table, "no such table"),
+        (newer, "has schema 2 and this program knows 1: run the newer version"),
+        (newer_in_the_log, "has schema 2 and this program knows 1: run the newer version"),
+        (log_without_database, "sidecar.db-wal belongs to a database that is not there: put that back"),
+        (directory, "is not a file: move it away"),
+    ],
+)
+async def test_a_file_that_is_not_ours_to_use_is_refused_untouched(
+    file: Path, make: Callable[[Path], None], reason: str
+) -> None:
+    make(file)
+    before = everything_in(file.parent)
+    said = await refusal(file)
+    assert re.search(reason, said)
+    assert str(file) in said
+    assert everything_in(file.parent) == before
+
+
+def everything_in(home: Path) -> dict[str, tuple[int, int, bytes]]:
+    return {
+        kept.name: (kept.stat().st_mode, kept.stat().st_mtime_ns, kept.read_bytes() if kept.is_file() else b"")
+        for kept in home.iterdir()
+        if kept.suffix != ".lock"
+    }
+
+
+async def test_a_home_that_cannot_be_is_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("a file")
+    assert re.search(r"taken.* cannot be used \(.*\): see to that", await refusal(tmp_path / "taken" / "sidecar.db"))
+
+
+async def test_an_empty_file_becomes_ours(file: Path) -> None:
+    ours(file)
+    os.truncate(file, 0)
+    await reopens(file)
+
+
+async def test_odd_characters_in_the_path_are_only_characters(tmp_path: Path) -> None:
+    file = tmp_path / "50%3F? #1 'ü'" / "side?car.db"
+    await reopens(file)
+    await reopens(file)
+    assert file.exists()
+
+
+async def test_a_refused_or_abandoned_start_leaves_no_thread_and_no_lock(file: Path) -> None:
+    before = set(threading.enumerate())
+    text(file)
+    await refusal(file)
+    os.unlink(file)
+    for steps in range(6):
+        start = asyncio.create_task(SqliteSessionMap.open(file))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        start.cancel()
+        await asyncio.wait([start])
+        if not start.cancelled():
+            await start.result().close()
+    for thread in set(threading.enumerate()) - before:
+        thread.join(3)
+        assert not thread.is_alive()
+    await reopens(file)
+
+
+# One process owns it. The programs below say a line when they are ready, and wait for their standard input to end.
+
+
+@contextmanager
+def running(program: str, *arguments: object) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-c", program, *map(str, arguments)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def line(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().rstrip("\n")
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+async def test_a_second_open_in_the_same_process_is_refused(sessions: SqliteSessionMap, file: Path) -> None:
+    other_way = file.with_name("link.db")
+    other_way.symlink_to(file)
+    for path in (file, other_way):
+        assert re.search(rf"in use by process {os.getpid()}, .*own SIDECAR_HOME", await refusal(path))
+    await sessions.add(KEY, "s1")
+    with plain(file) as other:  # the refused ones have not taken away what SQLite itself keeps locked
+        assert other.execute("SELECT count(*) FROM session_mappings").fetchone() == (1,)
+    await sessions.close()
+    await reopens(file)
+
+
+TWENTY_OPENERS = """
+import asyncio, os, sys
+from session_store import SqliteSessionMap, StoreUnusable
+
+def say(text):
+    os.write(1, f"{text}\\n".encode())  # in one piece, whoever else writes
+
+async def attempt(path):
+    try:
+        sessions = await SqliteSessionMap.open(path)
+    except StoreUnusable as error:
+        say(f"refused {error}")
+    else:
+        say(f"opened {os.getpid()}")
+        sys.stdin.read()
+        await sessions.close()
+
+gate, go = os.pipe()
+children = []
+for _ in range(20):
+    children.append(os.fork())
+    if not children[-1]:
+        os.close(go)
+        os.read(gate, 1)  # ends when the last `go` is closed, for all at once
+        asyncio.run(attempt(sys.argv[1]))
+        os._exit(0)
+os.close(go)
+for _ in children:
+    os.wait()
+print("all gone", flush=True)
+"""
+
+
+async def test_of_twenty_processes_that_open_it_at_once_one_gets_it(file: Path) -> None:
+    with running(TWENTY_OPENERS, file) as process:
+        answers = [line(process) for _ in range(20)]
+        refused = [answer for answer in answers if answer.startswith("refused")]
+        (opened,) = [answer for answer in answers if answer.startswith("opened")]
+        assert len(refused) == 19
+        assert all("in use by" in answer and "own SIDECAR_HOME" in answer for answer in refused)
+        holder = int(opened.split()[1])
+        assert f"in use by process {holder}, " in await refusal(file)
+        os.kill(holder, signal.SIGKILL)
+        assert line(process) == "all gone"
+        await reopens(file)
+
+
+def test_one_who_was_killed_is_never_named(file: Path) -> None:
+    with running("import sys; sys.stdin.read()") as process:
+        pid = process.pid
+        kill(process)
+    sqlite_file.open_database(file).close()
+    lock = Path(f"{file}.lock")
+    assert lock.read_bytes() == b""
+    with closing(sqlite_file.open_database(file)):
+        lock.write_text(str(pid))  # as if this holder had not got to writing its own number yet
+        with pytest.raises(StoreUnusable, match="in use by another process,"):
+            sqlite_file.open_database(file)
+
+
+WITH_A_CHILD = """
+import asyncio, subprocess, sys
+from session_store import SqliteSessionMap
+
+async def main():
+    await SqliteSessionMap.open(sys.argv[1])
+    child = subprocess.Popen(["cat"], close_fds=False)
+    print(child.pid, flush=True)
+    sys.stdin.read()
+
+asyncio.run(main())
+"""
+
+
+async def test_a_program_that_outlives_us_does_not_keep_the_lock(file: Path) -> None:
+    with running(WITH_A_CHILD, file) as process:
+        child = int(line(process))
+        kill(process)
+        await reopens(file)
+        os.kill(child, 0)  # it is still there, until its standard input ends
+
+
+# What a crash leaves behind
+
+
+WRITER = """
+import asyncio, itertools, sys
+from session_store import SqliteSessionMap, ThreadKey
+
+async def main():
+    sessions = await SqliteSessionMap.open(sys.argv[1])
+    for n in itertools.count():
+        added = await sessions.add(ThreadKey(f"t{n}", "alice"), f"s{n}")
+        print(added.thread_id, flush=True)
+
+asyncio.run(main())
+"""
+
+
+async def test_what_was_answered_survives_a_kill(file: Path) -> None:
+    with running(WRITER, file) as process:
+        answered = [line(process) for _ in range(50)]
+        kill(process)
+        assert process.stdout is not None
+        answered += process.stdout.read().split()
+    async with AsyncExitStack() as stack:
+        sessions = await SqliteSessionMap.open(file)
+        stack.push_async_callback(sessions.close)
+        kept = [row.thread_id for row in await sessions.page("alice", limit=100_000, descending=False)]
+    assert kept[: len(answered)] == answered
+    assert len(kept) <= len(answered) + 1
+
+
+KILLED_WHILE_MAKING_IT = """
+import os, signal, sqlite3, sys
+from session_store import sqlite_file
+
+class Killed(sqlite_file.OwnedConnection):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.left = int(os.environ["LEFT"])
+        self.set_trace_callback(self.count)
+
+    def count(self, statement):
+        self.left -= 1
+        if self.left < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+sqlite_file.OwnedConnection = Killed
+for left in range(30):
+    os.environ["LEFT"] = str(left)
+    path = f"{sys.argv[1]}.{left}"
+    child = os.fork()
+    if not child:
+        sqlite_file.open_database(path)
+        os._exit(0)
+    survived = os.wait()[1] == 0
+    print(path, flush=True)
+    if survived:
+        break
+print("", flush=True)
+"""
+
+
+async def test_a_file_whose_making_was_cut_short_is_made_anew(file: Path) -> None:
+    with running(KILLED_WHILE_MAKING_IT, file) as process:
+        killed = list(iter(lambda: line(process), ""))
+    assert len(killed) > 10, "one for every statement of the schema, at least"
+    for path in killed:
+        await reopens(Path(path))
+
+
+def cut_in_the_first_commit(file: Path, pages: int) -> None:
+    ours(file, rows=1)
+    os.truncate(file, pages * 4096)
+    Path(f"{file}-journal").write_bytes(HOT_JOURNAL)  # says that there was nothing before
+
+
+@pytest.mark.parametrize("pages", [0, 1, 3])
+async def test_a_file_whose_first_commit_was_cut_short_is_made_anew(file: Path, pages: int) -> None:
+    cut_in_the_first_commit(file, pages)
+    await reopens(file)
+    with plain(file) as connection:
+        assert connection.execute("SELECT thread_id FROM session_mappings").fetchall() == [("any",)]
+
+
+REFUSED = """
+import asyncio, sys
+from session_store import SqliteSessionMap
+asyncio.run(SqliteSessionMap.open(sys.argv[1]))
+"""
+
+
+def test_a_refused_start_ends_the_process(file: Path) -> None:
+    cut_in_half(file)
+    command = [sys.executable, "-c", REFUSED, str(file)]
+    ended = subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=10, check=False)
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines()[-1].startswith("session_store.errors.StoreUnusable: ")
