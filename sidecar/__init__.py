@@ -1,0 +1,1 @@
+"""Everything between HTTP and the Claude Agent SDK."""

@@ -1,0 +1,194 @@
+"""A stand-in for `POST /v1/messages` that answers from what it was sent.
+
+It remembers nothing. "You have said 2 things. First: …; last: …" therefore shows what the CLI had in its history,
+and so whether a resume, a fork or a restart did what it should.
+"""
+
+import asyncio
+import json
+import re
+import uuid
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Self
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+from uvicorn.server import ServerState
+
+Json = dict[str, Any]
+Block = tuple[Json, Sequence[Json]]  # a content block as it starts, and the deltas that fill it
+
+QUOTED = 80  # longer prompts are quoted shortened to this many characters
+
+# What the CLI writes into user messages beside the person's words, each as a text block of its own.
+_BOOKKEEPING = re.compile(
+    r"\s*(<system-reminder>.*</system-reminder>|\[Request interrupted by user[^\]]*\]|\[Image: source: [^\]]*\])\s*",
+    re.DOTALL,
+)
+
+
+def prompts(messages: Iterable[Json]) -> list[str]:
+    """The person's own prompts: no system turns, tool results, reminders or interrupt markers."""
+    return [prompt for message in messages if message["role"] == "user" for prompt in _prompts(message["content"])]
+
+
+def _prompts(content: str | list[Json]) -> list[str]:
+    """Those of one user message: the CLI makes one of several that got no answer, with a line feed after each."""
+    blocks = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    said: list[list[str]] = [[]]
+    for block in blocks:
+        text = block["text"] if block["type"] == "text" else f"[{block['type']}]"
+        if block["type"] != "tool_result" and not _BOOKKEEPING.fullmatch(text):
+            said[-1].append(text)
+            if text.endswith("\n") and block is not blocks[-1]:
+                said[-1][-1] = text[:-1]
+                said.append([])
+    return [" ".join(parts) for parts in said if parts]
+
+
+def sentence(said: Sequence[str]) -> str:
+    """The one thing this model knows to say."""
+    quoted = [prompt if len(prompt) <= QUOTED else prompt[: QUOTED - 1] + "…" for prompt in said]
+    if len(quoted) < 2:
+        return f"You have said 1 thing: {quoted[0]}" if quoted else "You have said nothing yet."
+    return f"You have said {len(quoted)} things. First: {quoted[0]}; last: {quoted[-1]}"
+
+
+def text_block(text: str) -> Block:
+    """A text block that arrives word by word."""
+    return {"type": "text", "text": ""}, [{"type": "text_delta", "text": w} for w in re.findall(r"\s*\S+\s*", text)]
+
+
+def message(body: Json, content: list[Json], stop_reason: str | None, output_tokens: int) -> Json:
+    """A Messages API message. Its ID is unique, as the API's are: the CLI tells replies apart by it."""
+    return {
+        "id": f"msg_{uuid.uuid4().hex}",
+        "type": "message",
+        "role": "assistant",
+        "model": body.get("model", "offline"),
+        "content": content,
+        "stop_reason": stop_reason,
+        "stop_sequence": None,
+        "usage": {
+            "input_tokens": count_tokens(body),
+            "cache_creation_input_tokens": 0,
+            "cache_read_input_tokens": 0,
+            "output_tokens": output_tokens,
+        },
+    }
+
+
+def count_tokens(body: Json) -> int:
+    """A word is a token here."""
+    return sum(len(prompt.split()) for message in body["messages"] for prompt in _prompts(message["content"]))
+
+
+def frames(body: Json, blocks: Iterable[Block], stop_reason: str = "end_turn") -> Iterator[str]:
+    """The server-sent events of one reply, in the API's order."""
+    sent = 0
+    yield _frame("message_start", message=message(body, [], None, 1))
+    for index, (start, deltas) in enumerate(blocks):
+        yield _frame("content_block_start", index=index, content_block=start)
+        for delta in deltas:
+            sent += 1
+            yield _frame("content_block_delta", index=index, delta=delta)
+        yield _frame("content_block_stop", index=index)
+    ending = {"stop_reason": stop_reason, "stop_sequence": None}
+    yield _frame("message_delta", delta=ending, usage={"output_tokens": sent})
+    yield _frame("message_stop")
+
+
+def _frame(name: str, **data: object) -> str:
+    return f"event: {name}\ndata: {json.dumps({'type': name, **data})}\n\n"
+
+
+async def _stream(events: Iterable[str]) -> AsyncIterator[str]:
+    for event in events:
+        yield event
+
+
+def error(status: int, kind: str, detail: str, headers: Mapping[str, str] | None = None) -> Response:
+    """An error in the API's own shape."""
+    request_id = f"req_{uuid.uuid4().hex}"
+    body = {"type": "error", "error": {"type": kind, "message": detail}, "request_id": request_id}
+    return JSONResponse(body, status, {"request-id": request_id, **(headers or {})})
+
+
+def _refuse(_: Request, problem: Exception) -> Response:
+    return error(400, "invalid_request_error", f"not a Messages API request: {problem!r}")
+
+
+class OfflineModel:
+    """The stand-in, listening on a free loopback port of this event loop for as long as the context lasts."""
+
+    def __init__(self) -> None:
+        self._port = 0
+        routes = [
+            Route("/", self._here, methods=["GET"]),
+            Route("/v1/messages", self._messages, methods=["POST"]),
+            Route("/v1/messages/count_tokens", self._count_tokens, methods=["POST"]),
+        ]
+        # A client that left before its request was read is a problem too, but one that nobody will read about.
+        handlers = dict.fromkeys((ClientDisconnect, ValueError, KeyError, TypeError), _refuse)
+        app = Starlette(routes=routes, exception_handlers=handlers)
+        # Not a whole uvicorn.Server: that takes the signal handlers, and sets the levels of loggers that it shares with
+        # the sidecar's own server. Its HTTP protocol alone does neither, and needs no task.
+        self._config = uvicorn.Config(app, ws="none", proxy_headers=False, log_config=None)
+        self._state = ServerState()
+        self._listener: asyncio.Server | None = None
+
+    @property
+    def url(self) -> str:
+        """What `ANTHROPIC_BASE_URL` has to be."""
+        return f"http://127.0.0.1:{self._port}"
+
+    async def __aenter__(self) -> Self:
+        self._config.load()
+        await self.listen()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.hang_up()
+
+    async def listen(self) -> None:
+        """Take connections; after `hang_up`, on the same port again."""
+        loop = asyncio.get_running_loop()
+        self._listener = await loop.create_server(self._protocol, "127.0.0.1", self._port)
+        self._port = self._listener.sockets[0].getsockname()[1]
+
+    async def hang_up(self) -> None:
+        """Refuse connections, cut the open ones, and see every request's task to its end."""
+        if self._listener:
+            self._listener.close()
+        for _ in range(2):  # the loop makes an accepted connection, and closes an aborted one, in its next round
+            for connection in list(self._state.connections):
+                connection.transport.abort()
+            await asyncio.sleep(0)
+        if self._state.tasks:
+            await asyncio.wait(self._state.tasks)
+
+    def _protocol(self) -> asyncio.Protocol:
+        make: Any = self._config.http_protocol_class
+        protocol: asyncio.Protocol = make(config=self._config, server_state=self._state, app_state={})
+        protocol.access_log = False  # type: ignore[attr-defined]
+        return protocol
+
+    async def _here(self, _: Request) -> Response:
+        return Response()
+
+    async def _count_tokens(self, request: Request) -> Response:
+        return JSONResponse({"input_tokens": count_tokens(await request.json())})
+
+    async def _messages(self, request: Request) -> Response:
+        return await self.reply(request, await request.json())
+
+    async def reply(self, request: Request, body: Json) -> Response:
+        """Answer one request; tests make their faults here."""
+        text = sentence(prompts(body["messages"]))
+        block = text_block(text)
+        if body.get("stream"):
+            return StreamingResponse(_stream(frames(body, [block])), media_type="text/event-stream")
+        return JSONResponse(message(body, [{"type": "text", "text": text}], "end_turn", len(block[1])))
