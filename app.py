@@ -1,0 +1,66 @@
+"""The composition root: settings in, a Starlette application out."""
+
+import contextlib
+import os
+from collections.abc import AsyncIterator
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+
+from session_store import SessionMapError, SqliteSessionMap
+from sidecar.agent import Agents, Transcripts
+from sidecar.agent.options import credentials_configured, offline_env
+from sidecar.api import http
+from sidecar.api.routes import ROUTES
+from sidecar.errors import SidecarError
+from sidecar.offline import OfflineModel
+from sidecar.settings import Settings
+from sidecar.shutdown import on_shutdown_signal
+from sidecar.turns import Turns
+
+LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
+
+
+def create_app(settings: Settings) -> Starlette:
+    """The application. Everything it holds is opened when it starts and closed when it stops."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[dict[str, Any]]:
+        for directory in (settings.home, settings.claude_config, settings.workspace):
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # The SDK's session functions read this from the process, not from options.
+        os.environ["CLAUDE_CONFIG_DIR"] = str(settings.claude_config)
+        offline = settings.model == "offline" or (
+            settings.model == "auto" and not credentials_configured(settings.claude_config)
+        )
+        async with contextlib.AsyncExitStack() as stack:
+            env = offline_env((await stack.enter_async_context(OfflineModel())).url) if offline else {}
+            sessions = await SqliteSessionMap.open(settings.database)
+            stack.push_async_callback(sessions.close)
+            turns = Turns(
+                sessions=sessions,
+                agents=Agents(settings.agents, cwd=settings.workspace, env=env),
+                transcripts=Transcripts(settings.claude_config),
+                settings=settings,
+                model="offline" if offline else "live",
+            )
+            stack.push_async_callback(turns.close)
+            stack.enter_context(on_shutdown_signal(turns.stop_all))
+            yield {"settings": settings, "sessions": sessions, "turns": turns, "model": turns.model}
+
+    return Starlette(
+        routes=ROUTES,
+        lifespan=lifespan,
+        middleware=[Middleware(http.Front, hosts=LOOPBACK)],
+        exception_handlers={
+            SidecarError: http.on_sidecar_error,
+            SessionMapError: http.on_store_error,
+            HTTPException: http.on_http_error,
+            Exception: http.on_any_error,
+        },
+    )
+
+
+app = create_app(Settings.load())

@@ -1,0 +1,156 @@
+"""One CLI process, connected to one session: the owner of a `ClaudeSDKClient`."""
+
+import asyncio
+import contextlib
+import logging
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable
+from typing import Any
+
+from claude_agent_sdk import ClaudeAgentOptions, ClaudeSDKClient, ClaudeSDKError, CLIJSONDecodeError
+
+from sidecar.errors import AgentFailed, AgentStartFailed
+from sidecar.results import Message
+
+logger = logging.getLogger(__name__)
+
+# The CLI leaves within 50 ms of its last turn; one that has not after these is hung.
+LEAVE_SECONDS = 2.0
+TERMINATE_SECONDS = 2.0
+
+
+class _RawClient(ClaudeSDKClient):
+    """The SDK's client, with the messages as the CLI emitted them.
+
+    The public `receive_messages()` gives dataclasses that have lost each message's `type`, timestamps and more. The
+    SDK keeps the raw dicts one private attribute away; tests/test_sdk_contract.py fails if a release moves them.
+    """
+
+    def raw_messages(self) -> AsyncIterator[Message]:
+        assert self._query is not None  # noqa: S101 - connected: AgentProcess.start() has returned
+        messages: AsyncIterator[Message] = self._query.receive_messages()
+        return messages
+
+    def send_signal(self, name: str) -> None:
+        """`terminate` or `kill` the process, if there is one."""
+        process = getattr(self._transport, "_process", None)
+        if process is not None and process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                getattr(process, name)()
+
+    @property
+    def pid(self) -> int | None:
+        process = getattr(self._transport, "_process", None)
+        return process.pid if process is not None else None
+
+
+class AgentProcess:
+    """A connected CLI process. `run` turns one after another; `interrupt` the running one; `close` in the end.
+
+    Stopping always means: interrupt, let `run` drain to the result, close. The CLI then keeps the partial answer and
+    is gone at once, where cancelling would lose the answer and leave the process running for seconds.
+    """
+
+    def __init__(self, options: ClaudeAgentOptions) -> None:
+        """Nothing is started yet. `options` as from `Agents.options`."""
+        self._stderr: deque[str] = deque(maxlen=20)
+        options.stderr = options.stderr or self._stderr.append
+        self._client = _RawClient(options)
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._starting: asyncio.Future[None] | None = None
+        self.prompted = False  # from the first prompt on, only `interrupt` keeps what was answered
+
+    @property
+    def pid(self) -> int | None:
+        """The process's ID, once it has been started."""
+        return self._client.pid
+
+    async def start(self) -> None:
+        """Start the process and connect to it. Raises AgentStartFailed; nothing is left running then."""
+        self._starting = asyncio.ensure_future(self._client.connect())
+        await asyncio.wait([self._starting])
+        if self._starting.cancelled():
+            raise AgentStartFailed("The agent's process was stopped before it was ready.")
+        # The SDK reports a refused or timed-out handshake as a bare Exception.
+        if error := self._starting.exception():
+            raise AgentStartFailed(self._explain(error)) from error
+
+    async def run(self, content: str | list[dict[str, Any]]) -> AsyncIterator[Message]:
+        """Give the prompt and yield the messages of its turn, the result last. Raises AgentFailed without a result."""
+
+        async def prompt() -> AsyncIterator[Message]:
+            yield {"type": "user", "message": {"role": "user", "content": content}, "parent_tool_use_id": None}
+
+        self.prompted = True
+        self._idle.clear()
+        try:
+            await self._client.query(prompt())
+            async for message in self._client.raw_messages():
+                if message["type"] == "result":
+                    self._idle.set()
+                    yield message
+                    return
+                yield message
+        except CLIJSONDecodeError as error:
+            raise AgentFailed("The agent's process wrote a line that is no message, or too long to be one.") from error
+        except ClaudeSDKError as error:
+            raise AgentFailed(self._explain(error)) from error
+        finally:
+            self._idle.set()
+        raise AgentFailed("The agent's process ended in mid-turn.")
+
+    async def interrupt(self, grace: float) -> None:
+        """Stop the running turn: ask the CLI to, and end the process if `run` is not at its result in `grace` seconds.
+
+        Only after `init`: the CLI loses an interrupt that comes before.
+        """
+        asking = asyncio.ensure_future(self._client.interrupt())
+        try:
+            if not await _within(grace, self._idle.wait()):
+                await self.end()
+        finally:
+            asking.cancel()
+            # Its answer is of no interest (the turn's result is), nor is its failure when the process has gone.
+            await asyncio.wait([asking])
+
+    async def end(self) -> None:
+        """End a process that does not react, while it starts or runs: terminate, then kill. `start` or `run` fails."""
+        for signal in ("terminate", "kill"):
+            self._client.send_signal(signal)
+            if await _within(TERMINATE_SECONDS, self._settled()):
+                return
+        # What is left to wait for is a handshake that nobody will answer.
+        if self._starting is not None:
+            self._starting.cancel()
+
+    async def _settled(self) -> None:
+        if self._starting is not None:
+            await asyncio.wait([self._starting])
+        await self._idle.wait()
+
+    async def close(self) -> None:
+        """Disconnect and see the process gone. Never fails."""
+        leaving = asyncio.ensure_future(self._client.disconnect())
+        for seconds, signal in ((LEAVE_SECONDS, "terminate"), (TERMINATE_SECONDS, "kill")):
+            await asyncio.wait([leaving], timeout=seconds)
+            if leaving.done():
+                break
+            self._client.send_signal(signal)
+        try:
+            await leaving
+        except Exception:
+            logger.exception("closing the agent's process failed")
+
+    def _explain(self, error: BaseException) -> str:
+        if self._stderr:
+            logger.warning("the CLI's last words: %s", " | ".join(self._stderr)[-2000:])
+        return f"The agent's process failed: {type(error).__name__}. The server's log has its last words."
+
+
+async def _within(seconds: float, waiting: Awaitable[object]) -> bool:
+    try:
+        await asyncio.wait_for(waiting, seconds)
+    except TimeoutError:
+        return False
+    return True

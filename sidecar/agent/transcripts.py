@@ -1,0 +1,146 @@
+"""The SDK's transcripts: whether there is one, where it may be cut, and copies of it.
+
+The SDK's own functions are synchronous and read `CLAUDE_CONFIG_DIR` from this process's environment, so each call here
+goes to a thread. Session IDs are canonical UUIDs from our own table, never anything a caller sent.
+"""
+
+import asyncio
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from claude_agent_sdk import (
+    SessionKey,
+    SessionMessage,
+    SessionStore,
+    SessionStoreEntry,
+    delete_session,
+    fork_session,
+    get_session_info,
+    get_session_messages_from_store,
+)
+
+from sidecar.errors import MessageNotFound, SessionMissing, UnsafeForkPoint
+
+
+@dataclass(frozen=True, slots=True)
+class TranscriptInfo:
+    """A transcript that is there, and how large it is in bytes. It only ever grows."""
+
+    size: int
+
+
+class Transcripts:
+    """The transcripts below one CLI config directory."""
+
+    def __init__(self, claude_config: Path) -> None:
+        """`claude_config` must be this process's `CLAUDE_CONFIG_DIR` too: the SDK's functions read that."""
+        self._projects = claude_config / "projects"
+
+    async def info(self, session_id: str) -> TranscriptInfo | None:
+        """What is known of a session's transcript, or None where the SDK could not resume it."""
+        info = await asyncio.to_thread(get_session_info, session_id)
+        return TranscriptInfo(size=info.file_size or 0) if info is not None else None
+
+    async def fork_point(self, session_id: str, at: str | None, *, size: int | None = None) -> str:
+        """The UUID of the last message a fork is to hold: the end of the API reply that `at` belongs to, or the end.
+
+        `size` is where the last completed turn ended, in bytes; what a running turn has added is left out.
+        Raises SessionMissing, MessageNotFound, and UnsafeForkPoint where a tool call would be cut from its result.
+        """
+        return await asyncio.to_thread(self._fork_point, session_id, at, size)
+
+    async def fork(self, session_id: str, up_to: str) -> str:
+        """Copy a transcript up to the message `up_to`, without the model; the new session's ID."""
+        try:
+            result = await asyncio.to_thread(fork_session, session_id, up_to_message_id=up_to)
+        except FileNotFoundError:
+            raise SessionMissing(_GONE) from None
+        return result.session_id
+
+    async def delete(self, session_id: str) -> bool:
+        """Remove a transcript and those of its subagents; whether there was one."""
+        try:
+            await asyncio.to_thread(delete_session, session_id)
+        except FileNotFoundError:
+            return False
+        return True
+
+    async def set_aside(self, session_id: str) -> None:
+        """Rename a file that the SDK cannot resume, so that its session ID can be used again. It is kept."""
+        path = await asyncio.to_thread(self._find, session_id)
+        if path is not None:
+            await asyncio.to_thread(path.rename, path.with_suffix(f".unreadable-{time.time_ns()}"))
+
+    def _fork_point(self, session_id: str, at: str | None, size: int | None) -> str:
+        messages = self._messages(session_id, size)
+        if at is None:
+            if not messages:
+                raise UnsafeForkPoint("This session has no completed turn yet. Fork it when its first one has ended.")
+            return messages[-1].uuid
+        index = next((i for i, message in enumerate(messages) if message.uuid == at), None)
+        if index is None:
+            raise MessageNotFound(
+                "`at_message_id` must be the uuid of a message of a completed answer in this session."
+            )
+        if messages[index].type == "assistant":
+            reply = _api_reply(messages[index])
+            index = max(i for i, m in enumerate(messages) if m.type == "assistant" and _api_reply(m) == reply)
+        elif not any(block.get("type") == "tool_result" for block in _blocks(messages[index])):
+            raise UnsafeForkPoint("This message is a prompt. Name a message of the answer before it, or after it.")
+        calls = {b["id"] for m in messages[: index + 1] for b in _blocks(m) if b.get("type") == "tool_use"}
+        results = {
+            b["tool_use_id"] for m in messages[: index + 1] for b in _blocks(m) if b.get("type") == "tool_result"
+        }
+        if calls - results:
+            raise UnsafeForkPoint(
+                "Cut there, a tool call would be without its result. Name a message after the result."
+            )
+        return messages[index].uuid
+
+    def _messages(self, session_id: str, size: int | None) -> list[SessionMessage]:
+        """The conversation in the first `size` bytes, oldest first, in the SDK's own order."""
+        if size == 0:
+            return []  # its first turn is running
+        store = cast("SessionStore", _Entries(self._read(session_id, size)))
+        return asyncio.run(get_session_messages_from_store(store, session_id))
+
+    def _find(self, session_id: str) -> Path | None:
+        return next(self._projects.glob(f"*/{session_id}.jsonl"), None)
+
+    def _read(self, session_id: str, size: int | None) -> list[SessionStoreEntry]:
+        path = self._find(session_id)
+        if path is None:
+            raise SessionMissing(_GONE)
+        entries = []
+        for line in path.read_bytes()[:size].split(b"\n"):
+            try:
+                entries.append(json.loads(line))
+            except ValueError:
+                continue  # a torn or corrupt line costs that line
+        return entries
+
+
+class _Entries:
+    """Entries already read, in the shape of the SDK's SessionStore, whose public reader builds the message chain."""
+
+    def __init__(self, entries: list[SessionStoreEntry]) -> None:
+        self._entries = entries
+
+    async def load(self, key: SessionKey) -> list[SessionStoreEntry]:
+        return self._entries
+
+
+_GONE = "Its transcript is not there. Fork another thread, or start anew."
+
+
+def _api_reply(message: SessionMessage) -> object:
+    """What the entries of one API reply share: the CLI writes an entry for each of its content blocks."""
+    return cast("dict[str, Any]", message.message).get("id")
+
+
+def _blocks(message: SessionMessage) -> list[dict[str, Any]]:
+    content = cast("dict[str, Any]", message.message).get("content")
+    return [block for block in content if isinstance(block, dict)] if isinstance(content, list) else []

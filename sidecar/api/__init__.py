@@ -1,0 +1,1 @@
+"""HTTP: parse, call, render. Nothing here knows the SDK or the database."""

@@ -1,0 +1,143 @@
+"""`/v1/chat`: run a turn, rejoin it, stop it, branch a thread."""
+
+import asyncio
+import contextlib
+from typing import cast
+
+from sse_starlette import EventSourceResponse, ServerSentEvent
+from sse_starlette.sse import SendTimeoutError
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.types import Receive, Scope, Send
+
+from session_store import SessionMap
+from sidecar.api.http import body, query
+from sidecar.api.schemas import ChatRequest, ForkRequest, RejoinQuery, Thread
+from sidecar.api.sessions import session_object
+from sidecar.errors import InvalidRequest, SessionNotFound
+from sidecar.settings import Settings
+from sidecar.turn import Turn
+from sidecar.turns import Turns
+
+
+async def chat(request: Request) -> Response:
+    """`POST /v1/chat`: run one turn; it resumes the thread's session, or starts one."""
+    asked = await body(request, ChatRequest)
+    return TurnResponse(request, _turns(request).begin(asked.turn()))
+
+
+async def rejoin(request: Request) -> Response:
+    """`GET /v1/chat`: the stream of the running or just ended turn, from after `Last-Event-ID`."""
+    asked = query(request, RejoinQuery)
+    turn = _turns(request).latest(asked.key)
+    if turn is None or asked.turn_id not in (None, turn.id):
+        return Response(status_code=204)
+    return TurnResponse(request, turn, after=_last_event_id(request))
+
+
+async def interrupt(request: Request) -> Response:
+    """`POST /v1/chat/interrupt`: stop the running turn and wait until it has ended."""
+    asked = await body(request, Thread)
+    turn = _turns(request).running(asked.key)
+    if turn is None:
+        if await cast("SessionMap", request.state.sessions).get(asked.key) is None:
+            raise SessionNotFound("There is no such thread of this resource, so nothing to interrupt.")
+        return JSONResponse({"object": "interrupt", "turn_id": None, "status": "idle"})
+    turn.stop()
+    await turn.ended.wait()
+    return JSONResponse({"object": "interrupt", "turn_id": turn.id, "status": turn.status})
+
+
+async def fork(request: Request) -> Response:
+    """`POST /v1/chat/fork`: branch a thread, and run the branch's first turn if there is a message."""
+    asked = await body(request, ForkRequest)
+    turn = asked.turn()
+    if turn is None:
+        mapping = await _turns(request).fork(asked.parent, asked.key, asked.at_message_id)
+        return JSONResponse(session_object(mapping, running=False), 201)
+    return TurnResponse(request, _turns(request).begin(turn))
+
+
+class TurnResponse(Response):
+    """A turn as its reader sees it: a real HTTP status until the session is known, then the stream or one answer.
+
+    The turn belongs to `Turns`; this only reads it. Each reader is counted, for `on_disconnect: cancel`.
+    """
+
+    def __init__(self, request: Request, turn: Turn, *, after: int = 0) -> None:
+        """Read `turn` from the event after the ID `after`."""
+        self._turn = turn
+        self._after = after
+        self._settings = cast("Settings", request.state.settings)
+        self._as_json = wants_json(request.headers.get("accept", ""))
+        self.background = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one reader until the turn has ended or the reader has gone."""
+        turn = self._turn
+        with turn.reader():
+            ready = turn.ended if self._as_json else turn.began
+            if not await _unless_gone(receive, ready):
+                return
+            await turn.wait_until_begun()
+            if self._as_json:
+                await _answer(turn)(scope, receive, send)
+                return
+            turn.log.check(self._after)
+            with contextlib.suppress(SendTimeoutError):  # a reader that takes nothing is dropped; it may rejoin
+                await self._stream()(scope, receive, send)
+
+    def _stream(self) -> EventSourceResponse:
+        return EventSourceResponse(
+            self._turn.log.frames(self._after),
+            sep="\n",
+            headers={"Cache-Control": "no-store, no-transform"},
+            ping=self._settings.ping_seconds,
+            ping_message_factory=lambda: ServerSentEvent(comment="ping", sep="\n"),
+            send_timeout=self._settings.send_seconds,
+            shutdown_grace_period=self._settings.shutdown_seconds,
+        )
+
+
+def _answer(turn: Turn) -> Response:
+    """The whole turn as one JSON object. Raises the SidecarError of a turn that failed: no 200 with bad news in it."""
+    if turn.status == "failed" and turn.error is not None:
+        raise turn.error
+    result = turn.result or {}
+    text = result.get("result") or turn.text
+    session = {name: value for name, value in (turn.session or {}).items() if name != "type"}
+    return JSONResponse({"session": session, "status": turn.status, "text": text, "result": turn.result})
+
+
+async def _unless_gone(receive: Receive, ready: asyncio.Event) -> bool:
+    """Wait for `ready`; False if the client goes away first."""
+
+    async def gone() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    waiting = [asyncio.ensure_future(ready.wait()), asyncio.ensure_future(gone())]
+    try:
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        return ready.is_set()
+    finally:
+        for task in waiting:
+            task.cancel()
+        await asyncio.wait(waiting)
+
+
+def wants_json(accept: str) -> bool:
+    """Whether an Accept header asks for one JSON answer; anything else gets the stream."""
+    ranges = [part.partition(";")[0].strip().lower() for part in accept.split(",")]
+    return "application/json" in ranges and "text/event-stream" not in ranges
+
+
+def _last_event_id(request: Request) -> int:
+    text = request.headers.get("last-event-id", "0")
+    if not (text.isascii() and text.isdigit() and len(text) < 16):
+        raise InvalidRequest("See `errors`.", [{"field": "Last-Event-ID", "message": "must be the id of an event"}])
+    return int(text)
+
+
+def _turns(request: Request) -> Turns:
+    return cast("Turns", request.state.turns)

@@ -1,0 +1,212 @@
+"""Requests in, problems out: what every call has in common."""
+
+import contextlib
+import json
+import logging
+import re
+import sys
+import uuid
+from typing import Any, TypeVar, cast
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ValidationError
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from session_store import StoreUnusable
+from sidecar.errors import (
+    BodyTooLarge,
+    ForbiddenHost,
+    ForbiddenOrigin,
+    InternalError,
+    InvalidJson,
+    InvalidRequest,
+    MessageTooLarge,
+    MethodNotAllowed,
+    NotFound,
+    SidecarError,
+    StoreFailed,
+    UnsupportedMediaType,
+)
+from sidecar.settings import Settings, SettingsError
+
+logger = logging.getLogger(__name__)
+
+M = TypeVar("M", bound=BaseModel)
+
+_SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+# What a body holds beside its message; JSON escapes make a message up to six times its size.
+_ENVELOPE_BYTES = 64 * 2**10
+_ESCAPED = 6
+
+
+async def body(request: Request, model: type[M]) -> M:
+    """The JSON body as `model`. Raises the SidecarError that says what is wrong with it; nothing of it is kept then."""
+    settings = cast("Settings", request.state.settings)
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        raise UnsupportedMediaType("Send `Content-Type: application/json`.")
+    limit = settings.max_message_bytes * _ESCAPED + _ENVELOPE_BYTES
+    raw = bytearray()
+    async for chunk in request.stream():
+        raw += chunk
+        if len(raw) > limit:
+            raise BodyTooLarge(f"At most {limit} bytes are read.")
+    try:
+        data = json.loads(raw.decode(), parse_constant=_refuse_constant)
+    except RecursionError:
+        raise InvalidJson("The body is nested too deeply.") from None
+    except ValueError as error:
+        raise InvalidJson(f"The body is not JSON in UTF-8: {_where(error)}.") from None
+    if isinstance(data, dict) and "message" in data:
+        _check_size(data["message"], settings.max_message_bytes)
+    return _validated(model, data)
+
+
+def query(request: Request, model: type[M]) -> M:
+    """The query string as `model`. Raises InvalidRequest."""
+    items = request.query_params.multi_items()
+    data = dict(items)
+    if len(data) < len(items):
+        names = {name for name, _ in items if request.query_params.getlist(name)[1:]}
+        raise InvalidRequest("A parameter is there twice.", [{"field": n, "message": "given twice"} for n in names])
+    return _validated(model, data)
+
+
+def _check_size(message: Any, limit: int) -> None:
+    text = message if isinstance(message, str) else json.dumps(message, ensure_ascii=False)
+    if len(text.encode(errors="surrogatepass")) > limit:
+        raise MessageTooLarge(
+            f"A message may have {limit} bytes of UTF-8. Shorten it, or let the agent read it as a file."
+        )
+
+
+def _validated(model: type[M], data: Any) -> M:
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        errors = [
+            {"field": _field(e["loc"]), "message": e["msg"].removeprefix("Value error, ")}
+            for e in error.errors(include_input=False, include_url=False)
+        ]
+        raise InvalidRequest("Nothing was started. See `errors`.", errors) from None
+
+
+def _field(loc: tuple[int | str, ...]) -> str:
+    """Where in the body, without the names that pydantic gives to the members of a union."""
+    return ".".join(str(part) for i, part in enumerate(loc) if loc[0] != "message" or i not in (1, 3)) or "body"
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _where(error: ValueError) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg} at line {error.lineno} column {error.colno}"
+    return "it holds bytes that are not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
+
+
+def problem(request: Request, error: SidecarError) -> Response:
+    """An error as RFC 9457 problem details."""
+    headers = {"Retry-After": str(error.retry_after)} if error.retry_after is not None else {}
+    if isinstance(error, BodyTooLarge):
+        headers["Connection"] = "close"  # what the caller has not sent yet is not waited for
+    return JSONResponse(
+        {**error.problem(), "request_id": request.state.request_id},
+        error.status,
+        headers,
+        media_type="application/problem+json",
+    )
+
+
+async def on_sidecar_error(request: Request, error: Exception) -> Response:
+    """The exception handler for what a caller can be told."""
+    assert isinstance(error, SidecarError)  # noqa: S101 - registered for it
+    return problem(request, error)
+
+
+async def on_store_error(request: Request, error: Exception) -> Response:
+    """The exception handler for a session map that fails."""
+    logger.error("the session map failed: %s", error)
+    return problem(request, StoreFailed(str(error), retry_after=5))
+
+
+async def on_http_error(request: Request, error: Exception) -> Response:
+    """The exception handler for what the router refuses."""
+    assert isinstance(error, HTTPException)  # noqa: S101 - registered for it
+    if error.status_code == 405:
+        path = request.url.path
+        methods = {m for route in request.app.routes if route.path == path for m in route.methods}
+        allowed = ", ".join(sorted(methods))
+        response = problem(request, MethodNotAllowed(f"This path takes {allowed}."))
+        response.headers["Allow"] = allowed
+        return response
+    return problem(request, NotFound("See the README's table of calls."))
+
+
+async def on_any_error(request: Request, error: Exception) -> Response:
+    """The exception handler for what nobody foresaw; the server's log has the traceback."""
+    return problem(request, InternalError("The sidecar failed; its server's log has the reason."))
+
+
+class Front:
+    """The outermost layer: a request ID on every response, and only the hosts and origins that are ours.
+
+    A page in a person's browser can send requests to a server on the same machine: under a name of its own that
+    resolves to 127.0.0.1, or from its own origin. Neither is a caller of ours.
+    """
+
+    def __init__(self, app: ASGIApp, *, hosts: frozenset[str]) -> None:
+        """`hosts`: the names under which the sidecar answers, without ports."""
+        self._app = app
+        self._hosts = hosts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] == "lifespan":
+            await self._lifespan(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        given = headers.get("x-request-id", "")
+        request_id = given if _SANE_REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        scope.setdefault("state", {})["request_id"] = request_id
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)["X-Request-Id"] = request_id
+            await send(message)
+
+        refusal = self._refusal(headers)
+        app: ASGIApp | Response = problem(Request(scope), refusal) if refusal else self._app
+        await app(scope, receive, send_with_id)
+
+    async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Start and stop the application; what the operator has to mend is told in one line, without a traceback."""
+        told = (SettingsError, StoreUnusable)
+
+        async def send_short(message: Message) -> None:
+            if message["type"] == "lifespan.startup.failed" and isinstance(error := sys.exception(), told):
+                message["message"] = str(error)
+            await send(message)
+
+        with contextlib.suppress(*told):
+            await self._app(scope, receive, send_short)
+
+    def _refusal(self, headers: Headers) -> SidecarError | None:
+        host = _hostname("//" + headers.get("host", ""))
+        if host not in self._hosts:
+            return ForbiddenHost("The Host header must name the address that this server listens on.")
+        origin = headers.get("origin")
+        if origin is not None and _hostname(origin) not in self._hosts:
+            return ForbiddenOrigin("Browsers may call only from this server's own origin. Proxy through your backend.")
+        return None
+
+
+def _hostname(url: str) -> str | None:
+    try:
+        return urlsplit(url).hostname
+    except ValueError:
+        return None

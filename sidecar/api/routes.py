@@ -1,0 +1,18 @@
+"""Every path, its method and what answers it."""
+
+from starlette.routing import Route
+
+from sidecar.api import chat, health, sessions
+
+ROUTES = [
+    Route("/v1/chat", chat.chat, methods=["POST"]),
+    Route("/v1/chat", chat.rejoin, methods=["GET"]),
+    Route("/v1/chat/interrupt", chat.interrupt, methods=["POST"]),
+    Route("/v1/chat/fork", chat.fork, methods=["POST"]),
+    Route("/v1/sessions", sessions.list_sessions, methods=["GET"]),
+    Route("/v1/session", sessions.get_session, methods=["GET"]),
+    Route("/v1/session", sessions.delete_session, methods=["DELETE"]),
+    Route("/healthz", health.healthz),
+    Route("/readyz", health.readyz),
+    Route("/version", health.versions),
+]

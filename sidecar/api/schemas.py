@@ -1,0 +1,181 @@
+"""What callers may send: every field, its rules and its default."""
+
+import base64
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
+
+from session_store import Cursor, ThreadKey
+from sidecar.turn import TurnRequest
+
+MAX_ID_CHARS = 256
+
+
+def _opaque_id(value: str) -> str:
+    """Somebody else's ID, kept byte for byte. What is refused cannot travel or be shown safely."""
+    if any(ord(char) < 0x20 or 0x7F <= ord(char) < 0xA0 or _is_unsound(char) for char in value):
+        raise ValueError("control characters, lone surrogates and U+FFFD are not allowed")
+    return value
+
+
+def _text(value: str) -> str:
+    """Text for the model. A lone surrogate is no Unicode text: the API refuses it, and with it the whole history."""
+    if not value.strip():
+        raise ValueError("must not be blank")
+    if any("\ud800" <= char <= "\udfff" for char in value):
+        raise ValueError("lone surrogates are not allowed")
+    return value
+
+
+def _is_unsound(char: str) -> bool:
+    return "\ud800" <= char <= "\udfff" or char == "\ufffd"
+
+
+ID = Annotated[str, Field(min_length=1, max_length=MAX_ID_CHARS), AfterValidator(_opaque_id)]
+Text = Annotated[str, AfterValidator(_text)]
+
+
+def encode(cursor: Cursor) -> str:
+    """A cursor as the opaque `next` of a page."""
+    position = json.dumps([cursor.created_at_us, cursor.thread_id], separators=(",", ":"))
+    return base64.urlsafe_b64encode(position.encode()).decode().rstrip("=")
+
+
+def _decode(text: object) -> Cursor:
+    try:
+        text = str(text)
+        created, thread_id = json.loads(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
+    except (ValueError, TypeError):
+        created, thread_id = None, None
+    if not isinstance(created, int) or not isinstance(thread_id, str):
+        raise ValueError("not a cursor of this list; take it from `next`")  # noqa: TRY004 - pydantic's way
+    return Cursor(created, _opaque_id(thread_id))
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+
+class Thread(_Model):
+    """The key of a mapping."""
+
+    thread_id: ID
+    resource_id: ID
+
+    @property
+    def key(self) -> ThreadKey:
+        """The pair as the session map knows it."""
+        return ThreadKey(self.thread_id, self.resource_id)
+
+
+class TextBlock(_Model):
+    """A text block of the Messages API."""
+
+    type: Literal["text"]
+    text: Text
+    cache_control: dict[str, str] | None = None
+
+
+class Source(_Model):
+    """Where an image or document block has its content."""
+
+    type: Literal["base64", "url", "text", "file"]
+    media_type: str | None = None
+    data: str | None = None
+    url: str | None = None
+    file_id: str | None = None
+
+
+class ImageBlock(_Model):
+    """An image block of the Messages API."""
+
+    type: Literal["image"]
+    source: Source
+    cache_control: dict[str, str] | None = None
+
+
+class DocumentBlock(_Model):
+    """A document block of the Messages API."""
+
+    type: Literal["document"]
+    source: Source
+    title: str | None = None
+    context: str | None = None
+    citations: dict[str, bool] | None = None
+    cache_control: dict[str, str] | None = None
+
+
+Block = Annotated[TextBlock | ImageBlock | DocumentBlock, Field(discriminator="type")]
+Blocks = Annotated[list[Block], Field(min_length=1)]
+
+
+Message = Annotated[
+    Annotated[Text, Tag("text")] | Annotated[Blocks, Tag("blocks")],
+    Discriminator(lambda value: "blocks" if isinstance(value, list) else "text"),
+]
+
+
+class _TurnOptions(_Model):
+    agent: Annotated[str, Field(min_length=1, max_length=MAX_ID_CHARS)] = "default"
+    multitask_strategy: Literal["reject", "interrupt"] = "reject"
+    on_disconnect: Literal["continue", "cancel"] = "continue"
+    if_missing: Literal["restart", "fail"] = "restart"
+
+    def _turn(self, key: ThreadKey, message: str | list[Any], **more: Any) -> TurnRequest:
+        content = message if isinstance(message, str) else [block.model_dump(exclude_none=True) for block in message]
+        return TurnRequest(
+            key,
+            content,
+            agent=self.agent,
+            multitask_strategy=self.multitask_strategy,
+            on_disconnect=self.on_disconnect,
+            if_missing=self.if_missing,
+            **more,
+        )
+
+
+class ChatRequest(Thread, _TurnOptions):
+    """The body of `POST /v1/chat`."""
+
+    message: Message
+
+    def turn(self) -> TurnRequest:
+        """The turn that is asked for."""
+        return self._turn(self.key, self.message)
+
+
+class ForkRequest(Thread, _TurnOptions):
+    """The body of `POST /v1/chat/fork`."""
+
+    from_thread_id: ID
+    at_message_id: Annotated[str, Field(min_length=1, max_length=MAX_ID_CHARS)] | None = None
+    message: Message | None = None
+
+    @property
+    def parent(self) -> ThreadKey:
+        """The thread that is branched; it has the same resource."""
+        return ThreadKey(self.from_thread_id, self.resource_id)
+
+    def turn(self) -> TurnRequest | None:
+        """The branch's first turn, if there is a message."""
+        if self.message is None:
+            return None
+        return self._turn(self.key, self.message, fork_of=self.parent, at_message_id=self.at_message_id)
+
+
+class RejoinQuery(Thread):
+    """The query of `GET /v1/chat`. `turn_id` names the turn that `Last-Event-ID` counts in."""
+
+    turn_id: str | None = None
+
+
+class ListQuery(_Model):
+    """The query of `GET /v1/sessions`."""
+
+    resource_id: ID
+    limit: Annotated[int, Field(ge=1, le=200)] = 50
+    after: Annotated[Cursor, BeforeValidator(_decode)] | None = None
+    order: Literal["asc", "desc"] = "desc"
+    thread_id_prefix: ID | None = None
+    parent_thread_id: ID | None = None

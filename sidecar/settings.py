@@ -1,0 +1,71 @@
+"""The operator's settings, from `SIDECAR_*` in the environment; `serve`'s options come on top."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+ENV_PREFIX = "SIDECAR_"
+
+
+class SettingsError(Exception):
+    """A setting is wrong; the message is one line that names it."""
+
+
+class Settings(BaseModel):
+    """All settings, each `SIDECAR_` and its upper-case name in the environment."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    home: Path = Field(Path("var"), description="where everything is kept: database, transcripts, workspace")
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: int = Field(8000, ge=0, le=65535, description="port to listen on")
+    model: Literal["live", "offline", "auto"] = Field(
+        "live",
+        description="`live`: the real API; `offline`: the built-in stand-in; `auto`: offline without credentials",
+    )
+    agents: str | None = Field(None, description="agents.toml, or package.module:function")
+    max_message_bytes: int = Field(4 * 2**20, ge=1, description="a message larger than this is refused with 413")
+    turn_idle_seconds: float = Field(600, gt=0, description="a turn whose CLI says nothing for so long is ended")
+    interrupt_seconds: float = Field(5, gt=0, description="what an interrupted turn may take before its CLI is ended")
+    shutdown_seconds: float = Field(15, gt=0, description="what open streams may take at shutdown")
+    replay_seconds: float = Field(60, ge=0, description="how long an ended turn can be rejoined")
+    replay_events: int = Field(20_000, ge=16, description="events held of one turn")
+    replay_bytes: int = Field(32 * 2**20, ge=1024, description="bytes of events held of one turn")
+    send_seconds: float = Field(30, gt=0, description="a reader that takes nothing for so long is dropped")
+    ping_seconds: float = Field(3, gt=0, description="seconds between comment pings on a stream")
+
+    @classmethod
+    def load(cls, environ: Mapping[str, str] | None = None, **overrides: Any) -> Self:
+        """Read the environment, then `overrides` (None means not given).
+
+        Raises SettingsError for a value that is wrong and for a `SIDECAR_` name that is no setting.
+        """
+        environ = os.environ if environ is None else environ
+        given: dict[str, Any] = {
+            k[len(ENV_PREFIX) :].lower(): v for k, v in environ.items() if k.startswith(ENV_PREFIX)
+        }
+        given |= {name: value for name, value in overrides.items() if value is not None}
+        try:
+            return cls.model_validate(given)
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = ENV_PREFIX + str(first["loc"][0]).upper()
+            raise SettingsError(f"{name}: {first['msg']}") from None
+
+    @property
+    def database(self) -> Path:
+        """The session map's file."""
+        return self.home.absolute() / "sidecar.db"
+
+    @property
+    def claude_config(self) -> Path:
+        """The CLI's config directory, which holds the transcripts."""
+        return self.home.absolute() / "claude"
+
+    @property
+    def workspace(self) -> Path:
+        """The CLI's working directory."""
+        return self.home.absolute() / "workspace"

@@ -1,0 +1,133 @@
+"""A turn: one user message and all that answers it, as its owner and its readers see it."""
+
+import asyncio
+import contextlib
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from session_store import ThreadKey
+from sidecar.errors import SidecarError, TurnInterrupted, TurnTimeout
+from sidecar.events import EventLog
+from sidecar.results import Message, failure_of, text_of
+
+Status = Literal["queued", "running", "completed", "interrupted", "failed"]
+Outcome = Literal["started", "resumed", "forked", "restarted", "reset"]
+
+
+@dataclass(frozen=True, slots=True)
+class TurnRequest:
+    """What a caller asks for. With `fork_of`: the first turn of a branch of that thread, cut after `at_message_id`."""
+
+    key: ThreadKey
+    content: str | list[dict[str, Any]]
+    agent: str = "default"
+    multitask_strategy: Literal["reject", "interrupt"] = "reject"
+    on_disconnect: Literal["continue", "cancel"] = "continue"
+    if_missing: Literal["restart", "fail"] = "restart"
+    fork_of: ThreadKey | None = None
+    at_message_id: str | None = None
+
+
+class Turn:
+    """One turn, from being asked for until its events are forgotten. It runs whether or not anybody reads it."""
+
+    def __init__(self, request: TurnRequest, log: EventLog) -> None:
+        """A turn that waits for its thread; `log` takes its events."""
+        self.id = str(uuid.uuid4())
+        self.request = request
+        self.log = log
+        self.status: Status = "queued"
+        self.session: dict[str, Any] | None = None  # the newest `session` event
+        self.result: Message | None = None
+        self.text = ""  # of the newest answer
+        self.error: SidecarError | None = None
+        self.began = asyncio.Event()  # the first `session` event is out, or there will be none
+        self.ended = asyncio.Event()  # `end` is out, or there will be none
+        self.stopping = asyncio.Event()
+        self.stop_reason: SidecarError | None = None
+        self.transcript_size = 0  # in bytes, where the turn before this one ended
+        self.last_sign = time.monotonic()  # of life from the CLI
+        self._readers = 0
+
+    @property
+    def session_id(self) -> str | None:
+        """The SDK's session ID, once the SDK has said it."""
+        return self.session["sdk_session_id"] if self.session else None
+
+    def stop(self, reason: SidecarError | None = None) -> None:
+        """Ask the turn to stop; its partial answer is kept. Remembered if it comes too early, harmless if too late.
+
+        `reason` is told in the `end` event.
+        """
+        if not self.stopping.is_set():
+            self.stop_reason = reason
+            self.stopping.set()
+
+    async def wait_until_begun(self) -> None:
+        """Wait for the `session` event. Raises the SidecarError of a turn that ended before it."""
+        await self.began.wait()
+        if self.session is None and self.error is not None:
+            raise self.error
+
+    @contextlib.contextmanager
+    def reader(self) -> Iterator[None]:
+        """Be counted as a reader. When the last one leaves a turn that is to be cancelled then, it stops."""
+        self._readers += 1
+        try:
+            yield
+        finally:
+            self._readers -= 1
+            if not self._readers and self.request.on_disconnect == "cancel":
+                self.stop()
+
+    # What its owner publishes
+
+    def announce(self, session_id: str, outcome: Outcome, replaced: str | None, model: str) -> None:
+        """Publish which session the turn is in; `replaced` is the ID that the thread had before."""
+        self.session = {
+            "type": "session",
+            "thread_id": self.request.key.thread_id,
+            "resource_id": self.request.key.resource_id,
+            "sdk_session_id": session_id,
+            "turn_id": self.id,
+            "outcome": outcome,
+            "replaced_session_id": replaced,
+            "model": model,
+        }
+        self.log.append("session", self.session)
+        self.began.set()
+
+    def take(self, message: Message) -> None:
+        """Publish one of the SDK's messages, as it is."""
+        if message["type"] == "assistant":
+            self.text = text_of(message) or self.text
+        elif message["type"] == "result":
+            self.result = message
+        self.log.append(message["type"], message)
+
+    def end(self) -> None:
+        """Settle how the turn ended, and publish that."""
+        error = self.error or (failure_of(self.result) if self.result else None)
+        if error is None and self.result is not None:
+            self.status = "completed"
+        elif isinstance(self.stop_reason, TurnTimeout):
+            self.status, self.error = "failed", self.stop_reason
+        elif self.stopping.is_set():
+            self.status, self.error = "interrupted", self.stop_reason
+        else:
+            self.status, self.error = "failed", error
+        if self.session_id is not None:
+            problem = self.error.problem() if self.error else None
+            end = {"type": "end", "status": self.status, "sdk_session_id": self.session_id, "error": problem}
+            self.log.append("end", end)
+        elif self.error is None:
+            self.error = TurnInterrupted(UNBEGUN)
+        self.log.close()
+        self.began.set()
+        self.ended.set()
+
+
+UNBEGUN = "It was stopped before the agent was given the message; nothing of it is in the history. Send it again."

@@ -1,0 +1,66 @@
+"""A model that can be told to fail, and sidecars that talk to it."""
+
+import itertools
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from tests.faults import FaultyModel
+from tests.server import Sidecar
+
+_names = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+async def _model() -> AsyncIterator[FaultyModel]:
+    async with FaultyModel() as model:
+        yield model
+
+
+@pytest.fixture
+async def model(_model: FaultyModel) -> AsyncIterator[FaultyModel]:
+    """The model behind every sidecar of the tests."""
+    _model.reset()
+    yield _model
+    _model.reset()
+
+
+@pytest.fixture(scope="session")
+def model_env(_model: FaultyModel) -> dict[str, str]:
+    """The environment that leads a CLI to the model."""
+    return {"ANTHROPIC_BASE_URL": _model.url, "ANTHROPIC_API_KEY": "test", "CLAUDE_CODE_MAX_RETRIES": "1"}
+
+
+@pytest.fixture(scope="session")
+async def _sidecar(model_env: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Sidecar]:
+    async with Sidecar(tmp_path_factory.mktemp("shared") / "home", model_env) as sidecar:
+        yield sidecar
+
+
+@pytest.fixture
+def sidecar(_sidecar: Sidecar, model: FaultyModel) -> Sidecar:
+    """A running sidecar that tests share; each uses threads of its own."""
+    return _sidecar
+
+
+@pytest.fixture
+def thread() -> str:
+    """A thread that no other test uses."""
+    return f"thread-{next(_names)}"
+
+
+@pytest.fixture
+def another_thread() -> str:
+    """A second one."""
+    return f"thread-{next(_names)}"
+
+
+@pytest.fixture
+def a_sidecar(model: FaultyModel, model_env: dict[str, str], tmp_path: Path) -> Callable[..., Sidecar]:
+    """Make a sidecar of one's own: for stopping, killing and other settings. Use it as a context."""
+
+    def make(*options: str, **env: str) -> Sidecar:
+        return Sidecar(tmp_path / "home", {**model_env, **env}, *options)
+
+    return make

@@ -1,0 +1,110 @@
+"""A turn's events: numbered, bounded, replayed to whoever comes, and never with a hole."""
+
+import asyncio
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sidecar.errors import ReplayGone
+from sidecar.events import EventLog
+
+
+def a_log(max_events: int = 100, max_bytes: int = 10_000) -> EventLog:
+    return EventLog(max_events=max_events, max_bytes=max_bytes)
+
+
+async def read(log: EventLog, after: int = 0) -> list[bytes]:
+    async with asyncio.timeout(5):
+        return [frame async for frame in log.frames(after)]
+
+
+def ids(frames: list[bytes]) -> list[int]:
+    return [int(frame.split(b"\n")[0].removeprefix(b"id: ")) for frame in frames]
+
+
+async def test_a_reader_gets_every_event_in_order_and_ends_with_the_turn() -> None:
+    log = a_log()
+    for number in range(3):
+        log.append("assistant", {"n": number})
+    log.close()
+    frames = await read(log)
+    assert frames[0] == b'id: 1\nevent: assistant\ndata: {"n":0}\n\n'
+    assert ids(frames) == [1, 2, 3]
+
+
+async def test_a_reader_that_is_there_first_follows_the_turn() -> None:
+    log = a_log()
+    reading = asyncio.create_task(read(log))
+    await asyncio.sleep(0)
+    log.append("assistant", {})
+    await asyncio.sleep(0)
+    log.append("end", {})
+    log.close()
+    assert ids(await reading) == [1, 2]
+
+
+async def test_a_rejoining_reader_gets_what_it_missed() -> None:
+    log = a_log()
+    for _ in range(5):
+        log.append("assistant", {})
+    log.close()
+    assert ids(await read(log, after=3)) == [4, 5]
+    assert await read(log, after=5) == []
+
+
+async def test_events_beyond_the_bound_are_dropped_oldest_first_and_missing_them_is_told() -> None:
+    log = a_log(max_events=3)
+    for _ in range(5):
+        log.append("assistant", {})
+    log.close()
+    log.check(after=2)
+    assert ids(await read(log, after=2)) == [3, 4, 5]
+    with pytest.raises(ReplayGone, match="up to 2 have left"):
+        log.check(after=1)
+
+
+async def test_an_id_that_this_turn_has_not_reached_is_told_too() -> None:
+    log = a_log()
+    log.append("assistant", {})
+    with pytest.raises(ReplayGone, match="no event 57 yet"):
+        log.check(after=57)
+
+
+async def test_bytes_are_bounded_and_the_newest_event_is_always_held() -> None:
+    log = a_log(max_bytes=200)
+    for _ in range(10):
+        log.append("assistant", {"text": "x" * 60})
+    log.append("assistant", {"text": "x" * 1000})
+    log.close()
+    assert ids(await read(log, after=10)) == [11]
+    with pytest.raises(ReplayGone):
+        log.check(after=9)
+
+
+async def test_a_reader_that_falls_behind_the_buffer_is_ended_before_the_hole() -> None:
+    log = a_log(max_events=3)
+    frames = log.frames()
+    log.append("assistant", {})
+    assert ids([await anext(frames)]) == [1]
+    for _ in range(10):
+        log.append("assistant", {})
+    log.close()
+    assert [frame async for frame in frames] == []
+
+
+@given(st.dictionaries(st.text(), st.text() | st.integers() | st.none()))
+def test_whatever_the_data_a_frame_is_three_lines_of_ascii_that_hold_it(data: dict[str, object]) -> None:
+    async def framed() -> bytes:
+        log = a_log()
+        log.append("assistant", data)
+        log.close()
+        return (await read(log))[0]
+
+    frame = asyncio.run(framed())
+    assert frame.isascii()
+    assert frame.endswith(b"\n\n")
+    lines = frame[:-2].split(b"\n")
+    assert len(lines) == 3
+    assert json.loads(lines[2].removeprefix(b"data: ")) == data

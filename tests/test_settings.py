@@ -1,0 +1,35 @@
+"""Settings come from the environment, and a wrong one is told in a line."""
+
+from pathlib import Path
+
+import pytest
+
+from sidecar.settings import Settings, SettingsError
+
+
+def test_everything_has_a_default() -> None:
+    settings = Settings.load({})
+    assert (settings.host, settings.port, settings.model) == ("127.0.0.1", 8000, "live")
+
+
+def test_the_environment_sets_and_an_option_comes_on_top() -> None:
+    environ = {"SIDECAR_PORT": "9000", "SIDECAR_HOME": "/data", "PATH": "/bin"}
+    assert Settings.load(environ).port == 9000
+    assert Settings.load(environ, port=9001, home=None).port == 9001
+    assert Settings.load(environ).database == Path("/data/sidecar.db")
+
+
+@pytest.mark.parametrize(
+    ("environ", "complaint"),
+    [
+        ({"SIDECAR_PORT": "high"}, "SIDECAR_PORT: "),
+        ({"SIDECAR_PORT": "70000"}, "SIDECAR_PORT: "),
+        ({"SIDECAR_MODEL": "dead"}, "SIDECAR_MODEL: "),
+        ({"SIDECAR_PROT": "9000"}, "SIDECAR_PROT: "),
+        ({"SIDECAR_PING_SECONDS": "0"}, "SIDECAR_PING_SECONDS: "),
+    ],
+)
+def test_a_wrong_setting_or_a_name_that_is_none_is_refused_by_name(environ: dict[str, str], complaint: str) -> None:
+    with pytest.raises(SettingsError, match=complaint) as caught:
+        Settings.load(environ)
+    assert "\n" not in str(caught.value)
