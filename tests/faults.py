@@ -137,6 +137,7 @@ class Exchange:
         self.body = body
         self.headers = headers
         self.behaviour = behaviour
+        self.sent = 0  # deltas
         self.was_cut = False  # by the behaviour, so that a client which then goes away does no wrong
         self._holding, self._released, self._gone = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
@@ -159,20 +160,24 @@ class Exchange:
 
     async def play(self, break_off: Callable[[], None]) -> AsyncIterator[str]:
         """The reply's events, with the behaviour's stops between them."""
-        does, sent = self.behaviour, 0
+        does = self.behaviour
         blocks, stop_reason = self._content()
         for event in frames(self.body, blocks, stop_reason):
             is_delta, is_last = event.startswith("event: content_block_delta"), event.startswith("event: message_stop")
-            if does.hold_after is not None and (sent >= does.hold_after or is_last) and not self._released.is_set():
+            if (
+                does.hold_after is not None
+                and (self.sent >= does.hold_after or is_last)
+                and not self._released.is_set()
+            ):
                 self._holding.set()
                 await self._released.wait()
-            if does.cut_after is not None and (sent >= does.cut_after or is_last):
+            if does.cut_after is not None and (self.sent >= does.cut_after or is_last):
                 self.was_cut = True
                 break_off()
                 await asyncio.Event().wait()  # ends with the connection
             if is_delta:
                 await asyncio.sleep(does.pause)
-                sent += 1
+                self.sent += 1
             yield event
 
     def lost(self) -> None:

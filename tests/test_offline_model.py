@@ -250,7 +250,8 @@ class TestFaults:
             text, chunks = "", response.aiter_text()
             while len(text.split("content_block_delta\n")) < 4:
                 text += await anext(chunks)
-            assert deltas(text) == ["You ", "have ", "said "]
+            assert await api.says(user("meanwhile")) == "You have said 1 thing: meanwhile"
+            assert (deltas(text), held.sent) == (["You ", "have ", "said "], 3)
             model.release()
             text += "".join([chunk async for chunk in chunks])
         assert deltas(text)[3:] == ["1 ", "thing: ", "[[hold ", "3]]"]

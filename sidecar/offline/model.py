@@ -25,7 +25,7 @@ QUOTED = 80  # longer prompts are quoted shortened to this many characters
 
 # What the CLI writes into user messages beside the person's words, each as a text block of its own.
 _BOOKKEEPING = re.compile(
-    r"\s*(<system-reminder>.*</system-reminder>|\[Request interrupted by user[^\]]*\]|\[Image: source: [^\]]*\])\s*",
+    r"\s*(<(system-reminder|command-|local-command-).*>|\[(Request interrupted by user|Image: source: )[^\]]*\])\s*",
     re.DOTALL,
 )
 
