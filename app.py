@@ -1,6 +1,8 @@
 """The composition root: settings in, a Starlette application out."""
 
+import asyncio
 import contextlib
+import logging
 import os
 from collections.abc import AsyncIterator
 from typing import Any
@@ -12,6 +14,7 @@ from starlette.middleware import Middleware
 from session_store import SessionMapError, SqliteSessionMap
 from sidecar.agent import Agents, Transcripts
 from sidecar.agent.options import credentials_configured, offline_env
+from sidecar.agent.orphans import end_orphans, guarded_cli
 from sidecar.api import http
 from sidecar.api.routes import ROUTES
 from sidecar.errors import SidecarError
@@ -19,6 +22,8 @@ from sidecar.offline import OfflineModel
 from sidecar.settings import Settings
 from sidecar.shutdown import on_shutdown_signal
 from sidecar.turns import Turns
+
+logger = logging.getLogger(__name__)
 
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 
@@ -28,21 +33,34 @@ def create_app(settings: Settings) -> Starlette:
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[dict[str, Any]]:
-        for directory in (settings.home, settings.claude_config, settings.workspace):
+        for directory in (settings.home, settings.claude_config, settings.workspace, settings.temporary):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        transcripts = Transcripts(settings.claude_config)
+        if not settings.database.exists():
+            transcripts.prepare()
         # The SDK's session functions read this from the process, not from options.
         os.environ["CLAUDE_CONFIG_DIR"] = str(settings.claude_config)
         offline = settings.model == "offline" or (
             settings.model == "auto" and not credentials_configured(settings.claude_config)
         )
         async with contextlib.AsyncExitStack() as stack:
-            env = offline_env((await stack.enter_async_context(OfflineModel())).url) if offline else {}
+            env: dict[str, str] = {}
+            if offline:
+                env = offline_env((await stack.enter_async_context(OfflineModel())).url)
+                logger.warning("no real model answers: this is the built-in stand-in (see --model)")
             sessions = await SqliteSessionMap.open(settings.database)
             stack.push_async_callback(sessions.close)
+            # From here on this home is ours alone, and so is every CLI that still runs in it.
+            await asyncio.to_thread(end_orphans, settings.claude_config)
             turns = Turns(
                 sessions=sessions,
-                agents=Agents(settings.agents, cwd=settings.workspace, env=env),
-                transcripts=Transcripts(settings.claude_config),
+                agents=Agents(
+                    settings.agents,
+                    cwd=settings.workspace,
+                    env={"CLAUDE_CODE_TMPDIR": str(settings.temporary), **env},
+                    launcher=guarded_cli(settings.home.absolute()),
+                ),
+                transcripts=transcripts,
                 settings=settings,
                 model="offline" if offline else "live",
             )

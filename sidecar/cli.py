@@ -6,6 +6,7 @@ from typing import Any
 import click
 import uvicorn
 
+from sidecar import logs
 from sidecar.settings import Settings, SettingsError
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -49,6 +50,7 @@ def serve(**options: Any) -> None:
         host=settings.host,
         port=settings.port,
         lifespan="on",
+        log_config=logs.configure(),
         access_log=False,
         timeout_graceful_shutdown=int(settings.shutdown_seconds) + 1,
     )

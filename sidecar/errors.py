@@ -27,6 +27,7 @@ class SidecarError(Exception):
             "status": self.status,
             "detail": self.detail,
             "code": self.code,
+            **({"retry_after": self.retry_after} if self.retry_after is not None else {}),
             **self.extra,
         }
 
@@ -124,6 +125,24 @@ class ThreadExists(SidecarError):
     status, code = 409, "thread_exists"
 
 
+class QueueFull(SidecarError):
+    """Too many turns wait for this thread"""
+
+    status, code = 429, "queue_full"
+
+
+class TooManyTurns(SidecarError):
+    """Too many turns are running"""
+
+    status, code = 503, "too_many_turns"
+
+
+class IdempotencyMismatch(SidecarError):
+    """This Idempotency-Key was used for another request"""
+
+    status, code = 422, "idempotency_mismatch"
+
+
 class TurnInterrupted(SidecarError):
     """The turn was stopped before it began"""
 
@@ -191,6 +210,12 @@ class AgentMisconfigured(SidecarError):
     """The operator's agent definition is wrong"""
 
     status, code = 500, "agent_misconfigured"
+
+
+class TranscriptsUnavailable(SidecarError):
+    """The directory of the transcripts is not there"""
+
+    status, code = 503, "transcripts_unavailable"
 
 
 class StoreFailed(SidecarError):

@@ -30,9 +30,10 @@ class Planner:
     async def plan(self, turn: Turn, parent_turn: Turn | None) -> Plan:
         """Decide which session `turn` is for and commit the mapping. `parent_turn` runs on the thread it forks, if any.
 
-        Raises SessionNotFound, SessionMissing, ThreadExists, MessageNotFound, UnsafeForkPoint.
+        Raises SessionNotFound, SessionMissing, ThreadExists, MessageNotFound, UnsafeForkPoint, TranscriptsUnavailable.
         """
         request = turn.request
+        await self._transcripts.check()
         if request.fork_of is not None:
             parent, point = await self.fork_point(request.fork_of, request.key, request.at_message_id, parent_turn)
             new = await self._sessions.add(
@@ -55,8 +56,9 @@ class Planner:
     ) -> tuple[SessionMapping, str]:
         """The parent of a fork under `key`, and the message to cut it after: never in the middle of a running turn.
 
-        Raises SessionNotFound, ThreadExists, SessionMissing, MessageNotFound, UnsafeForkPoint.
+        Raises SessionNotFound, ThreadExists, SessionMissing, MessageNotFound, UnsafeForkPoint, TranscriptsUnavailable.
         """
+        await self._transcripts.check()
         parent = await self._sessions.get(parent_key)
         if parent is None:
             raise SessionNotFound("This resource has no thread `from_thread_id` to fork.")

@@ -1,5 +1,6 @@
 """What the SDK's messages say about a turn's answer."""
 
+import math
 from typing import Any
 
 from sidecar.errors import AgentFailed, ApiFailed, SidecarError, TurnLimit
@@ -25,12 +26,20 @@ def text_of(message: Message) -> str:
     return "".join(block.get("text", "") for block in content if block.get("type") == "text")
 
 
-def failure_of(result: Message) -> SidecarError | None:
-    """The error that a `result` message reports, from its fields and never from its prose; None for a success."""
+def failure_of(result: Message, last_retry: Message | None = None) -> SidecarError | None:
+    """The error that a `result` message reports, from its fields and never from its prose; None for a success.
+
+    `last_retry` is the newest `api_retry` message of the turn: the only place where a Retry-After of the API shows.
+    """
     if not result.get("is_error"):
         return None
     if (status := result.get("api_error_status")) is not None:
-        return ApiFailed(f"The model's API answered {status}. The message is in the history.", api_status=status)
+        delay = last_retry.get("retry_delay_ms") if last_retry and last_retry.get("error_status") == status else None
+        return ApiFailed(
+            f"The model's API answered {status}. The message is in the history.",
+            api_status=status,
+            retry_after=math.ceil(delay / 1000) if delay else None,
+        )
     reason = result.get("terminal_reason")
     if reason == "api_error":
         return ApiFailed("The model's API could not be reached or broke off. The message is in the history.")

@@ -8,6 +8,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 ENV_PREFIX = "SIDECAR_"
+CLIENT_VARIABLES = {"SIDECAR_URL", "SIDECAR_TOKEN"}  # where the command line finds a sidecar; none of the server's
 
 
 class SettingsError(Exception):
@@ -28,6 +29,9 @@ class Settings(BaseModel):
     )
     agents: str | None = Field(None, description="agents.toml, or package.module:function")
     max_message_bytes: int = Field(4 * 2**20, ge=1, description="a message larger than this is refused with 413")
+    max_turns: int = Field(100, ge=1, description="turns at once, waiting ones included; more are refused with 503")
+    queue_turns: int = Field(8, ge=0, description="turns that may wait for one thread (`multitask_strategy: enqueue`)")
+    turn_seconds: float = Field(3600, gt=0, description="a turn that runs for so long is ended")
     turn_idle_seconds: float = Field(600, gt=0, description="a turn whose CLI says nothing for so long is ended")
     interrupt_seconds: float = Field(5, gt=0, description="what an interrupted turn may take before its CLI is ended")
     shutdown_seconds: float = Field(15, gt=0, description="what open streams may take at shutdown")
@@ -64,6 +68,11 @@ class Settings(BaseModel):
     def claude_config(self) -> Path:
         """The CLI's config directory, which holds the transcripts."""
         return self.home.absolute() / "claude"
+
+    @property
+    def temporary(self) -> Path:
+        """The CLI's scratch directory."""
+        return self.home.absolute() / "tmp"
 
     @property
     def workspace(self) -> Path:

@@ -5,7 +5,7 @@ import contextlib
 import time
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from session_store import ThreadKey
@@ -24,11 +24,13 @@ class TurnRequest:
     key: ThreadKey
     content: str | list[dict[str, Any]]
     agent: str = "default"
-    multitask_strategy: Literal["reject", "interrupt"] = "reject"
+    multitask_strategy: Literal["reject", "enqueue", "interrupt"] = "reject"
     on_disconnect: Literal["continue", "cancel"] = "continue"
     if_missing: Literal["restart", "fail"] = "restart"
     fork_of: ThreadKey | None = None
     at_message_id: str | None = None
+    idempotency_key: str | None = None
+    request_id: str | None = field(default=None, compare=False)
 
 
 class Turn:
@@ -49,8 +51,10 @@ class Turn:
         self.stopping = asyncio.Event()
         self.stop_reason: SidecarError | None = None
         self.transcript_size = 0  # in bytes, where the turn before this one ended
+        self.times = {"asked": time.monotonic()}  # when it came to `running`, `init`, `first_delta`, `end`
         self.last_sign = time.monotonic()  # of life from the CLI
         self._readers = 0
+        self._last_retry: Message | None = None
 
     @property
     def session_id(self) -> str | None:
@@ -83,7 +87,31 @@ class Turn:
             if not self._readers and self.request.on_disconnect == "cancel":
                 self.stop()
 
-    # What its owner publishes
+    # What its owner notes and publishes
+
+    def reached(self, stage: str) -> None:
+        """Note when the turn first came to a stage."""
+        self.times.setdefault(stage, time.monotonic())
+
+    def summary(self) -> dict[str, Any]:
+        """The turn in its log line: IDs, outcome and milliseconds since it was asked for; nothing that was said."""
+        stages = ("running", "init", "first_delta", "end")
+        return {
+            "turn_id": self.id,
+            "request_id": self.request.request_id,
+            "thread_id": self.request.key.thread_id,
+            "resource_id": self.request.key.resource_id,
+            "sdk_session_id": self.session_id,
+            "agent": self.request.agent,
+            "outcome": self.session["outcome"] if self.session else None,
+            "status": self.status,
+            "code": self.error.code if self.error else None,
+            "ms": {
+                stage: round((self.times[stage] - self.times["asked"]) * 1000, 1)
+                for stage in stages
+                if stage in self.times
+            },
+        }
 
     def announce(self, session_id: str, outcome: Outcome, replaced: str | None, model: str) -> None:
         """Publish which session the turn is in; `replaced` is the ID that the thread had before."""
@@ -98,19 +126,26 @@ class Turn:
             "model": model,
         }
         self.log.append("session", self.session)
+        self.reached("init")
         self.began.set()
 
     def take(self, message: Message) -> None:
         """Publish one of the SDK's messages, as it is."""
-        if message["type"] == "assistant":
+        kind = message["type"]
+        if kind == "stream_event":
+            if "first_delta" not in self.times and message["event"]["type"] == "content_block_delta":
+                self.reached("first_delta")
+        elif kind == "assistant":
             self.text = text_of(message) or self.text
-        elif message["type"] == "result":
+        elif kind == "result":
             self.result = message
-        self.log.append(message["type"], message)
+        elif kind == "system" and message.get("subtype") == "api_retry":
+            self._last_retry = message
+        self.log.append(kind, message)
 
     def end(self) -> None:
         """Settle how the turn ended, and publish that."""
-        error = self.error or (failure_of(self.result) if self.result else None)
+        error = self.error or (failure_of(self.result, self._last_retry) if self.result else None)
         if error is None and self.result is not None:
             self.status = "completed"
         elif isinstance(self.stop_reason, TurnTimeout):
@@ -126,6 +161,7 @@ class Turn:
         elif self.error is None:
             self.error = TurnInterrupted(UNBEGUN)
         self.log.close()
+        self.reached("end")
         self.began.set()
         self.ended.set()
 

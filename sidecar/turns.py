@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import os
 import time
 from collections.abc import AsyncIterator
 
@@ -12,19 +13,22 @@ from sidecar.claims import Claims
 from sidecar.errors import (
     AgentFailed,
     InternalError,
+    QueueFull,
     ShuttingDown,
     SidecarError,
     StoreFailed,
     ThreadBusy,
     ThreadExists,
+    TooManyTurns,
     TurnInterrupted,
-    TurnTimeout,
 )
 from sidecar.events import EventLog
+from sidecar.idempotency import Idempotency
 from sidecar.planning import Plan, Planner
 from sidecar.results import says_session
 from sidecar.settings import Settings
 from sidecar.turn import UNBEGUN, Turn, TurnRequest
+from sidecar.watch import watch_over
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +53,8 @@ class Turns:
         self._claims: Claims[Turn | _Hold] = Claims()
         self._tasks: set[asyncio.Task[None]] = set()
         self._ended: dict[ThreadKey, Turn] = {}
+        self._idempotency = Idempotency()
+        self._starts = asyncio.Semaphore(os.cpu_count() or 1)  # more at once only slow each other down
         self._closing = False
 
     @property
@@ -66,25 +72,43 @@ class Turns:
         return self.running(key) or self._ended.get(key)
 
     def begin(self, request: TurnRequest) -> Turn:
-        """Begin a turn, without waiting for anything. Raises ThreadBusy, ThreadExists, UnknownAgent, ShuttingDown."""
+        """Begin a turn, or join the one that an earlier attempt began; without waiting for anything.
+
+        Raises ThreadBusy, QueueFull, ThreadExists, TooManyTurns, UnknownAgent, IdempotencyMismatch, ShuttingDown.
+        """
+        if request.idempotency_key is not None and (earlier := self._idempotency.find(request)):
+            return earlier
         if self._closing:
             raise ShuttingDown("No new turns are taken. Try again when it is back.", retry_after=5)
         self._agents.check(request.agent)
-        ahead = [self.running(request.key), *self._claims.waiting(request.key)]
-        if any(ahead) and request.fork_of is not None:
-            raise ThreadExists("Choose another `thread_id`; a turn is running on this one.")
-        if any(ahead) and request.multitask_strategy == "reject":
-            raise ThreadBusy(_BUSY, retry_after=1)
-        for other in ahead:
-            if isinstance(other, Turn):
-                other.stop()
+        if len(self._tasks) >= self._settings.max_turns:
+            raise TooManyTurns(f"{self._settings.max_turns} turns are under way. Try again soon.", retry_after=2)
+        self._make_way(request)
         log = EventLog(max_events=self._settings.replay_events, max_bytes=self._settings.replay_bytes)
         turn = Turn(request, log)
-        claim = self._claims.enter(request.key, turn)
+        claim = self._claims.enter(request.key, turn, first=request.multitask_strategy == "interrupt")
         task = asyncio.get_running_loop().create_task(self._run(turn, claim), name=f"turn {turn.id}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        self._idempotency.keep(turn)
         return turn
+
+    def _make_way(self, request: TurnRequest) -> None:
+        """Do what the request says about the turns that are on its thread before it."""
+        running, waiting = self.running(request.key), self._claims.waiting(request.key)
+        if running is None and not waiting:
+            return
+        if request.fork_of is not None:
+            raise ThreadExists("Choose another `thread_id`; a turn is running on this one.")
+        if request.multitask_strategy == "reject":
+            raise ThreadBusy(_BUSY, retry_after=1)
+        if request.multitask_strategy == "enqueue" and len(waiting) >= self._settings.queue_turns:
+            raise QueueFull(f"{len(waiting)} turns wait for this thread already.", retry_after=5)
+        if request.multitask_strategy == "interrupt":
+            # It goes ahead of those who wait for their turn, but not past one that came to interrupt before it.
+            for other in (running, *waiting):
+                if isinstance(other, Turn) and (other is running or other.request.multitask_strategy == "interrupt"):
+                    other.stop()
 
     async def fork(self, parent_key: ThreadKey, key: ThreadKey, at: str | None) -> SessionMapping:
         """Branch a thread without a turn: the SDK copies the transcript, no model is called.
@@ -135,22 +159,20 @@ class Turns:
             plan = await self._planner.plan(turn, parent_turn)
             process = AgentProcess(await self._agents.options(turn.request.agent, key, plan.launch))
             turn.status = "running"
-            watch = asyncio.create_task(self._watch(turn, process))
-            await process.start()
+            turn.reached("running")
+            watch = asyncio.create_task(watch_over(turn, process, self._settings))
+            async with self._starts:
+                if not turn.stopping.is_set():
+                    turn.last_sign = time.monotonic()
+                    await process.start()
             if not turn.stopping.is_set():
                 async for message in process.run(turn.request.content):
                     turn.last_sign = time.monotonic()
                     if says_session(message):
                         await self._follow(turn, plan, message["session_id"])
                     turn.take(message)
-        except SidecarError as error:
-            turn.error = error
-        except SessionMapError as error:
-            logger.exception("turn %s: the session map failed", turn.id)
-            turn.error = StoreFailed(str(error), retry_after=5)
-        except Exception:
-            logger.exception("turn %s failed", turn.id)
-            turn.error = InternalError("The sidecar failed; its server's log has the reason.")
+        except Exception as error:
+            turn.error = _told(error, turn)
         finally:
             if turn.result is not None:
                 await self._note_end(turn)
@@ -165,6 +187,8 @@ class Turns:
             if turn.result is None:
                 self._publish_end(turn)
             self._claims.release(key, turn)
+            exit_status = process.exit_status if process is not None else None
+            logger.info("turn", extra={"fields": {**turn.summary(), "exit": exit_status}})
 
     async def _claimed(self, turn: Turn, claim: asyncio.Future[None]) -> None:
         """Wait in the thread's queue. Raises TurnInterrupted, or the reason, for a turn that is stopped there."""
@@ -187,21 +211,6 @@ class Turns:
             await self._sessions.replace(turn.request.key, session_id, expected=before)
             turn.announce(session_id, "reset", before, self.model)
 
-    async def _watch(self, turn: Turn, process: AgentProcess) -> None:
-        """See that the turn ends: when it is asked to stop, or when the CLI has gone silent."""
-        while not turn.stopping.is_set():
-            silence = turn.last_sign + self._settings.turn_idle_seconds - time.monotonic()
-            if silence <= 0:
-                turn.stop(TurnTimeout(f"The agent said nothing for {self._settings.turn_idle_seconds:g} seconds."))
-            else:
-                await _within(silence, turn.stopping)
-        if process.prompted:
-            # The CLI loses an interrupt that comes before `init`, so it is remembered until then.
-            await _within(self._settings.interrupt_seconds, turn.began)
-            await process.interrupt(self._settings.interrupt_seconds)
-        else:
-            await process.end()
-
     async def _note_end(self, turn: Turn) -> None:
         """Bump the mapping's version: its transcript has grown."""
         try:
@@ -216,6 +225,7 @@ class Turns:
         turn.end()
         key = turn.request.key
         self._ended[key] = turn
+        self._idempotency.ended(turn)
 
         def forget() -> None:
             if self._ended.get(key) is turn:
@@ -233,9 +243,14 @@ class Turns:
             logger.exception("the mapping of a turn that never began was not removed")
 
 
-async def _within(seconds: float, event: asyncio.Event) -> None:
-    with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(event.wait(), seconds)
+def _told(error: Exception, turn: Turn) -> SidecarError:
+    """What the caller is told of an exception; what is not for callers is logged."""
+    if isinstance(error, SidecarError):
+        return error
+    logger.error("turn %s failed", turn.id, exc_info=error)
+    if isinstance(error, SessionMapError):
+        return StoreFailed(str(error), retry_after=5)
+    return InternalError("The sidecar failed; its server's log has the reason.")
 
 
-_BUSY = "One turn at a time. Wait for it, stop it (POST /v1/chat/interrupt), or send `multitask_strategy: interrupt`."
+_BUSY = "One turn at a time. Wait for it, stop it, or send `multitask_strategy`: `enqueue` or `interrupt`."

@@ -109,6 +109,7 @@ class Sidecar:
         self._process: asyncio.subprocess.Process | None = None
         self._reader: asyncio.Task[None] | None = None
         self._address: asyncio.Future[str] | None = None
+        self._logged = asyncio.Condition()
         self._client: httpx.AsyncClient | None = None
 
     async def __aenter__(self) -> Self:
@@ -141,7 +142,7 @@ class Sidecar:
         self._reader = asyncio.create_task(self._read_log())
         async with asyncio.timeout(SECONDS):
             address = await self._address
-        self._client = httpx.AsyncClient(base_url=address, timeout=SECONDS)
+        self._client = httpx.AsyncClient(base_url=address, timeout=4 * SECONDS)
 
     async def stop(self, number: signal.Signals) -> int:
         """Send a signal and wait for the end; the exit status, negative for a signal."""
@@ -166,11 +167,24 @@ class Sidecar:
         assert self.process.stderr is not None
         assert self._address is not None
         async for line in self.process.stderr:
-            self.log.append(line.decode())
+            async with self._logged:
+                self.log.append(line.decode())
+                self._logged.notify_all()
             if (found := _ADDRESS.search(self.log[-1])) and not self._address.done():
                 self._address.set_result(found[1])
         if not self._address.done():
             self._address.set_exception(AssertionError("it did not start: " + "".join(self.log)))
+
+    async def until_logged(self, event: str, **fields: Any) -> dict[str, Any]:
+        """Wait for a log line; the newest that fits."""
+        async with asyncio.timeout(SECONDS), self._logged:
+            await self._logged.wait_for(lambda: self.logged(event, **fields))
+        return self.logged(event, **fields)[-1]
+
+    async def settle(self) -> None:
+        """Let it take in what has been sent: some round trips on another connection."""
+        for _ in range(5):
+            await self.http.get("/healthz")
 
     # What its users do
 
@@ -178,10 +192,15 @@ class Sidecar:
         """`POST /v1/chat`, answered once."""
         return await self.post("/v1/chat", thread, message=message, **fields)
 
-    async def post(self, path: str, thread: str, **fields: Any) -> httpx.Response:
+    async def post(
+        self, path: str, thread: str, *, idempotency_key: str | None = None, **fields: Any
+    ) -> httpx.Response:
         """POST a body and get one JSON answer."""
         body = {"thread_id": thread, "resource_id": "alice", **fields}
-        return await self.http.post(path, json=body, headers={"accept": "application/json"})
+        headers = {"accept": "application/json"}
+        if idempotency_key is not None:
+            headers["idempotency-key"] = idempotency_key
+        return await self.http.post(path, json=body, headers=headers)
 
     async def say(self, thread: str, message: Any, **fields: Any) -> str:
         """Run a turn that is expected to complete; the answer's text."""
@@ -230,6 +249,11 @@ class Sidecar:
         """Where the CLI keeps a session."""
         return next(self.home.glob(f"claude/projects/*/{session_id}.jsonl"))
 
+    def logged(self, event: str, **fields: Any) -> list[dict[str, Any]]:
+        """The log lines of an event that have these members."""
+        lines = [json.loads(line) for line in self.log if line.startswith("{")]
+        return [line for line in lines if line["event"] == event and fields.items() <= line.items()]
+
     def cli_processes(self) -> list[int]:
         """The CLI processes that run for this home, found by their environment."""
         wanted = f"CLAUDE_CONFIG_DIR={self.home}/claude".encode()
@@ -243,7 +267,7 @@ class Sidecar:
 
 def chain(transcript: Path) -> list[tuple[str, str]]:
     """A transcript's conversation as (role, text), read from its last entry up; fails unless it is one single chain."""
-    entries = [json.loads(line) for line in transcript.read_text().splitlines()]
+    entries = [json.loads(line) for line in transcript.read_text().split("\n") if line]
     linked = {entry["uuid"]: entry for entry in entries if "parentUuid" in entry}
     parents = [entry["parentUuid"] for entry in linked.values()]
     assert len(set(parents)) == len(parents), "two entries have the same parent: a turn was lost from the history"

@@ -181,3 +181,13 @@ async def test_a_parent_without_its_transcript_cannot_be_forked(
     for fields in ({}, {"message": "Hello"}):
         response = await fork(sidecar, parent, another_thread, **fields)
         assert (response.status_code, response.json()["code"]) == (410, "session_missing")
+
+
+async def test_a_line_separator_in_a_message_costs_the_fork_nothing(
+    sidecar: Sidecar, thread: str, another_thread: str
+) -> None:
+    await sidecar.say(thread, "one\u2028two\u2029three\x85four")
+    await sidecar.say(thread, "I like tea")
+    assert await gone(sidecar.cli_processes())
+    assert (await fork(sidecar, thread, another_thread)).status_code == 201
+    assert await sidecar.history(another_thread) == await sidecar.history(thread)

@@ -15,6 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 
 from session_store import ThreadKey
+from sidecar.agent.orphans import CLI_VARIABLE
 from sidecar.errors import AgentMisconfigured, UnknownAgent
 from sidecar.settings import SettingsError
 
@@ -74,13 +75,15 @@ def safe_options(**options: Any) -> ClaudeAgentOptions:
 class Agents:
     """The agents there are, and how each is launched for a session."""
 
-    def __init__(self, source: str | None, *, cwd: Path, env: Mapping[str, str]) -> None:
+    def __init__(self, source: str | None, *, cwd: Path, env: Mapping[str, str], launcher: Path | None = None) -> None:
         """`source` is a TOML file, `package.module:function`, or None for the safe default alone.
 
-        `cwd` and `env` are what the CLI gets where the agent does not say otherwise. Raises SettingsError.
+        `cwd` and `env` are what the CLI gets where the agent does not say otherwise; `launcher` is what starts it (see
+        `orphans.guarded_cli`). Raises SettingsError.
         """
+        self._launcher = launcher
         self._cwd = cwd
-        self._env = {**QUIET_CLI, **env}
+        self._env = {**QUIET_CLI, "CLAUDE_CODE_MAX_RETRIES": os.environ.get("CLAUDE_CODE_MAX_RETRIES", "3"), **env}
         self._function: OptionsFunction | None = None
         self._presets: dict[str, ClaudeAgentOptions] = {"default": safe_options()}
         if source is not None and ":" in source and not Path(source).exists():
@@ -96,11 +99,15 @@ class Agents:
         options = await self._ask(name, key) if self._function else self._presets.get(name)
         if options is None:
             raise UnknownAgent(name)
+        env = {**self._env, **options.env}
+        if self._launcher is not None and options.cli_path is not None:
+            env[CLI_VARIABLE] = str(options.cli_path)
         forks = launch.resume_from is not None and launch.resume_from != launch.session_id
         return dataclasses.replace(
             options,
             cwd=options.cwd or self._cwd,
-            env={**self._env, **options.env},
+            env=env,
+            cli_path=self._launcher or options.cli_path,
             session_id=launch.session_id if forks or launch.resume_from is None else None,
             resume=launch.resume_from,
             fork_session=forks,

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable
 from typing import Any
 
+from anyio.abc import Process
 from claude_agent_sdk import ClaudeAgentOptions, ClaudeSDKClient, ClaudeSDKError, CLIJSONDecodeError
 
 from sidecar.errors import AgentFailed, AgentStartFailed
@@ -33,15 +34,14 @@ class _RawClient(ClaudeSDKClient):
 
     def send_signal(self, name: str) -> None:
         """`terminate` or `kill` the process, if there is one."""
-        process = getattr(self._transport, "_process", None)
+        process = self.process
         if process is not None and process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 getattr(process, name)()
 
     @property
-    def pid(self) -> int | None:
-        process = getattr(self._transport, "_process", None)
-        return process.pid if process is not None else None
+    def process(self) -> Process | None:
+        return getattr(self._transport, "_process", None)
 
 
 class AgentProcess:
@@ -59,12 +59,13 @@ class AgentProcess:
         self._idle = asyncio.Event()
         self._idle.set()
         self._starting: asyncio.Future[None] | None = None
+        self.exit_status: int | None = None  # after `close`; negative for a signal
         self.prompted = False  # from the first prompt on, only `interrupt` keeps what was answered
 
     @property
     def pid(self) -> int | None:
         """The process's ID, once it has been started."""
-        return self._client.pid
+        return self._client.process.pid if self._client.process else None
 
     async def start(self) -> None:
         """Start the process and connect to it. Raises AgentStartFailed; nothing is left running then."""
@@ -131,6 +132,7 @@ class AgentProcess:
 
     async def close(self) -> None:
         """Disconnect and see the process gone. Never fails."""
+        process = self._client.process  # the SDK forgets it
         leaving = asyncio.ensure_future(self._client.disconnect())
         for seconds, signal in ((LEAVE_SECONDS, "terminate"), (TERMINATE_SECONDS, "kill")):
             await asyncio.wait([leaving], timeout=seconds)
@@ -141,6 +143,7 @@ class AgentProcess:
             await leaving
         except Exception:
             logger.exception("closing the agent's process failed")
+        self.exit_status = process.returncode if process is not None else None
 
     def _explain(self, error: BaseException) -> str:
         if self._stderr:

@@ -6,6 +6,7 @@ goes to a thread. Session IDs are canonical UUIDs from our own table, never anyt
 
 import asyncio
 import json
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +18,12 @@ from claude_agent_sdk import (
     SessionStore,
     SessionStoreEntry,
     delete_session,
-    fork_session,
+    fork_session_via_store,
     get_session_info,
     get_session_messages_from_store,
 )
 
-from sidecar.errors import MessageNotFound, SessionMissing, UnsafeForkPoint
+from sidecar.errors import MessageNotFound, SessionMissing, TranscriptsUnavailable, UnsafeForkPoint
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,23 @@ class Transcripts:
     def __init__(self, claude_config: Path) -> None:
         """`claude_config` must be this process's `CLAUDE_CONFIG_DIR` too: the SDK's functions read that."""
         self._projects = claude_config / "projects"
+        self._marker = claude_config / "session-sidecar.txt"
+
+    def prepare(self) -> None:
+        """Mark the directory as the one that goes with a session map that has just been made."""
+        self._marker.write_text(_MARKER, encoding="utf-8")
+
+    async def check(self) -> None:
+        """Raise TranscriptsUnavailable if this is not the directory that goes with the session map.
+
+        An unmounted volume looks like a directory without transcripts; every thread would be begun anew.
+        """
+        if not await asyncio.to_thread(self._marker.exists):
+            raise TranscriptsUnavailable(
+                f"Nothing was changed. Mount {self._marker.parent}; if its transcripts are really lost, "
+                f"put an empty {self._marker.name} there to begin anew.",
+                retry_after=30,
+            )
 
     async def info(self, session_id: str) -> TranscriptInfo | None:
         """What is known of a session's transcript, or None where the SDK could not resume it."""
@@ -54,11 +72,7 @@ class Transcripts:
 
     async def fork(self, session_id: str, up_to: str) -> str:
         """Copy a transcript up to the message `up_to`, without the model; the new session's ID."""
-        try:
-            result = await asyncio.to_thread(fork_session, session_id, up_to_message_id=up_to)
-        except FileNotFoundError:
-            raise SessionMissing(_GONE) from None
-        return result.session_id
+        return await asyncio.to_thread(self._fork, session_id, up_to)
 
     async def delete(self, session_id: str) -> bool:
         """Remove a transcript and those of its subagents; whether there was one."""
@@ -73,6 +87,14 @@ class Transcripts:
         path = await asyncio.to_thread(self._find, session_id)
         if path is not None:
             await asyncio.to_thread(path.rename, path.with_suffix(f".unreadable-{time.time_ns()}"))
+
+    def _fork(self, session_id: str, up_to: str) -> str:
+        path = self._find(session_id)
+        if path is None:
+            raise SessionMissing(_GONE)
+        # Not the SDK's fork_session(): that takes U+2028 in a message for the end of a line and drops what it breaks.
+        store = cast("SessionStore", _Entries(self._read(session_id, None), path.parent))
+        return asyncio.run(fork_session_via_store(store, session_id, up_to_message_id=up_to)).session_id
 
     def _fork_point(self, session_id: str, at: str | None, size: int | None) -> str:
         messages = self._messages(session_id, size)
@@ -124,15 +146,30 @@ class Transcripts:
 
 
 class _Entries:
-    """Entries already read, in the shape of the SDK's SessionStore, whose public reader builds the message chain."""
+    """Entries already read, in the shape of a SessionStore: what the SDK's public readers and copier work on."""
 
-    def __init__(self, entries: list[SessionStoreEntry]) -> None:
+    def __init__(self, entries: list[SessionStoreEntry], directory: Path | None = None) -> None:
         self._entries = entries
+        self._directory = directory
 
     async def load(self, key: SessionKey) -> list[SessionStoreEntry]:
         return self._entries
 
+    async def append(self, key: SessionKey, entries: list[SessionStoreEntry]) -> None:
+        """Write a new transcript beside the one that was read."""
+        assert self._directory is not None  # noqa: S101 - given by whoever copies
+        lines = [json.dumps(entry, separators=(",", ":")) + "\n" for entry in entries]
+        path = self._directory / f"{key['session_id']}.jsonl"
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+            file.writelines(lines)
+            file.flush()
+            os.fsync(file.fileno())
 
+
+_MARKER = """\
+session-sidecar looks for this file to tell the transcripts beside it from an empty mount point.
+Without it no turn is run, so that no thread is taken for one whose transcript is lost.
+"""
 _GONE = "Its transcript is not there. Fork another thread, or start anew."
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from dataclasses import replace
 from typing import cast
 
 from sse_starlette import EventSourceResponse, ServerSentEvent
@@ -12,18 +13,18 @@ from starlette.types import Receive, Scope, Send
 
 from session_store import SessionMap
 from sidecar.api.http import body, query
-from sidecar.api.schemas import ChatRequest, ForkRequest, RejoinQuery, Thread
+from sidecar.api.schemas import MAX_ID_CHARS, ChatRequest, ForkRequest, RejoinQuery, Thread
 from sidecar.api.sessions import session_object
 from sidecar.errors import InvalidRequest, SessionNotFound
 from sidecar.settings import Settings
-from sidecar.turn import Turn
+from sidecar.turn import Turn, TurnRequest
 from sidecar.turns import Turns
 
 
 async def chat(request: Request) -> Response:
     """`POST /v1/chat`: run one turn; it resumes the thread's session, or starts one."""
     asked = await body(request, ChatRequest)
-    return TurnResponse(request, _turns(request).begin(asked.turn()))
+    return TurnResponse(request, _begin(request, asked.turn()))
 
 
 async def rejoin(request: Request) -> Response:
@@ -55,7 +56,15 @@ async def fork(request: Request) -> Response:
     if turn is None:
         mapping = await _turns(request).fork(asked.parent, asked.key, asked.at_message_id)
         return JSONResponse(session_object(mapping, running=False), 201)
-    return TurnResponse(request, _turns(request).begin(turn))
+    return TurnResponse(request, _begin(request, turn))
+
+
+def _begin(request: Request, turn: TurnRequest) -> Turn:
+    key = request.headers.get("idempotency-key")
+    if key is not None and not (1 <= len(key) <= MAX_ID_CHARS and key.isascii() and key.isprintable()):
+        message = f"must be 1 to {MAX_ID_CHARS} printable ASCII characters"
+        raise InvalidRequest("Nothing was started. See `errors`.", [{"field": "Idempotency-Key", "message": message}])
+    return _turns(request).begin(replace(turn, idempotency_key=key, request_id=request.state.request_id))
 
 
 class TurnResponse(Response):

@@ -5,6 +5,7 @@ import json
 import logging
 import re
 import sys
+import time
 import uuid
 from typing import Any, TypeVar, cast
 from urllib.parse import urlsplit
@@ -38,6 +39,7 @@ logger = logging.getLogger(__name__)
 M = TypeVar("M", bound=BaseModel)
 
 _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_PROBES = ("/healthz", "/readyz")
 # What a body holds beside its message; JSON escapes make a message up to six times its size.
 _ENVELOPE_BYTES = 64 * 2**10
 _ESCAPED = 6
@@ -62,7 +64,7 @@ async def body(request: Request, model: type[M]) -> M:
         raise InvalidJson(f"The body is not JSON in UTF-8: {_where(error)}.") from None
     if isinstance(data, dict) and "message" in data:
         _check_size(data["message"], settings.max_message_bytes)
-    return _validated(model, data)
+    return _noted(request, _validated(model, data))
 
 
 def query(request: Request, model: type[M]) -> M:
@@ -72,7 +74,14 @@ def query(request: Request, model: type[M]) -> M:
     if len(data) < len(items):
         names = {name for name, _ in items if request.query_params.getlist(name)[1:]}
         raise InvalidRequest("A parameter is there twice.", [{"field": n, "message": "given twice"} for n in names])
-    return _validated(model, data)
+    return _noted(request, _validated(model, data))
+
+
+def _noted(request: Request, asked: M) -> M:
+    """Put the thread that a call is about into its log line."""
+    names = ("thread_id", "resource_id")
+    request.state.log.update({name: getattr(asked, name) for name in names if hasattr(asked, name)})
+    return asked
 
 
 def _check_size(message: Any, limit: int) -> None:
@@ -174,14 +183,24 @@ class Front:
         request_id = given if _SANE_REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
 
+        fields: dict[str, Any] = {"request_id": request_id, "method": scope["method"], "path": scope["path"]}
+        scope["state"]["log"] = fields
+
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
                 MutableHeaders(scope=message)["X-Request-Id"] = request_id
+                fields["status"] = message["status"]
             await send(message)
 
         refusal = self._refusal(headers)
         app: ASGIApp | Response = problem(Request(scope), refusal) if refusal else self._app
-        await app(scope, receive, send_with_id)
+        came = time.monotonic()
+        try:
+            await app(scope, receive, send_with_id)
+        finally:
+            fields["ms"] = round((time.monotonic() - came) * 1000, 1)
+            probe = scope["path"] in _PROBES and fields.get("status") == 200
+            logger.log(logging.DEBUG if probe else logging.INFO, "request", extra={"fields": fields})
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Start and stop the application; what the operator has to mend is told in one line, without a traceback."""

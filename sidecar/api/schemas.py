@@ -118,7 +118,7 @@ Message = Annotated[
 
 class _TurnOptions(_Model):
     agent: Annotated[str, Field(min_length=1, max_length=MAX_ID_CHARS)] = "default"
-    multitask_strategy: Literal["reject", "interrupt"] = "reject"
+    multitask_strategy: Literal["reject", "enqueue", "interrupt"] = "reject"
     on_disconnect: Literal["continue", "cancel"] = "continue"
     if_missing: Literal["restart", "fail"] = "restart"
 
