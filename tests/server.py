@@ -144,6 +144,13 @@ class Sidecar:
             address = await self._address
         self._client = httpx.AsyncClient(base_url=address, timeout=4 * SECONDS)
 
+    async def hang_up(self) -> None:
+        """Close the connections that the client keeps open."""
+        address = self.http.base_url
+        await self.http.aclose()
+        self._client = httpx.AsyncClient(base_url=address, timeout=4 * SECONDS)
+        await self.settle()
+
     async def stop(self, number: signal.Signals) -> int:
         """Send a signal and wait for the end; the exit status, negative for a signal."""
         self.process.send_signal(number)
@@ -233,8 +240,9 @@ class Sidecar:
             yield Stream(response)
 
     async def session(self, thread: str, resource: str = "alice") -> httpx.Response:
-        """`GET /v1/session`."""
-        return await self.http.get("/v1/session", params={"thread_id": thread, "resource_id": resource})
+        """`GET /v1/session`: the mapping alone."""
+        params = {"thread_id": thread, "resource_id": resource, "metadata": "false"}
+        return await self.http.get("/v1/session", params=params)
 
     async def session_id(self, thread: str) -> str:
         """The SDK session ID that a thread is mapped to."""
@@ -282,10 +290,18 @@ def chain(transcript: Path) -> list[tuple[str, str]]:
     return found[::-1]
 
 
+def _runs(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"  # an orphan's last trace stays until whoever adopted it looks
+
+
 async def gone(pids: list[int], seconds: float = 1.0) -> bool:
     """Whether all these processes end within so many seconds."""
     deadline = asyncio.get_running_loop().time() + seconds
-    while any(os.path.exists(f"/proc/{pid}/stat") for pid in pids):
+    while any(_runs(pid) for pid in pids):
         if asyncio.get_running_loop().time() > deadline:
             return False
         await asyncio.sleep(0.01)

@@ -27,3 +27,13 @@ def test_every_call_stands_in_the_readme_and_every_one_of_them_is_there() -> Non
             named.add((method, path.partition("?")[0]))
     served = {(method, route.path) for route in ROUTES for method in route.methods or () if method != "HEAD"}
     assert named == served
+
+
+def test_every_test_that_a_promise_names_is_there() -> None:
+    table = README.partition("## What it promises")[2].partition("## What it does not do")[0]
+    tests = Path(__file__).parent
+    file = ""
+    for name in re.findall(r"`((?:test_\w+\.py|…)(?:::\w+)?)`", table):
+        named, _, test = name.partition("::")
+        file = file if named == "…" else named
+        assert f"def {test}(" in (tests / file).read_text() if test else (tests / file).exists(), name

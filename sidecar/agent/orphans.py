@@ -85,8 +85,8 @@ def end_orphans(claude_config: Path) -> int:
                 os.kill(orphan.pid, number)
         deadline = time.monotonic() + seconds
         while left and time.monotonic() < deadline:
-            left = [orphan for orphan in left if Path(f"/proc/{orphan.pid}/stat").exists()]
             time.sleep(0.01)
+            left = [orphan for orphan in left if orphan in live_clis(claude_config)]
         if not left:
             break
     # A CLI that was killed while it started leaves its lock on the config, and every other waits for it in vain.

@@ -1,0 +1,277 @@
+"""kill -9 at any instant: afterwards every mapping resumes, or restarts under its own ID, and no process is left."""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.faults import FaultyModel
+from tests.server import SECONDS, Sidecar, Stream, gone
+
+Make = Callable[..., Sidecar]
+
+
+async def at_init(stream: Stream) -> None:
+    await stream.until("session")
+
+
+async def soon_after_init(stream: Stream) -> None:
+    await stream.until("session")
+    await asyncio.sleep(0.05)  # about when the transcript appears; any instant will do
+
+
+async def in_mid_answer(stream: Stream) -> None:
+    await stream.until_text("You have")
+
+
+async def at_the_result(stream: Stream) -> None:
+    await stream.until("result")
+
+
+async def at_the_end(stream: Stream) -> None:
+    await stream.until("end")
+
+
+MOMENTS = [at_init, soon_after_init, in_mid_answer, at_the_result, at_the_end]
+
+
+def prompt_for(moment: Callable[[Stream], object]) -> str:
+    """A prompt whose answer waits where the blow is to fall."""
+    return "Hello [[hold 3]]" if moment is in_mid_answer else "Hello"
+
+
+async def goes_on(sidecar: Sidecar, thread: str, session_id: str, *, known: bool) -> None:
+    """The next turn has the session that the thread had, and the history is one chain."""
+    answer = (await sidecar.chat(thread, "Go on")).json()
+    assert answer["status"] == "completed", answer
+    assert answer["session"]["sdk_session_id"] == session_id == await sidecar.session_id(thread)
+    if known:
+        assert answer["session"]["outcome"] == "resumed"
+        assert "First: My name is Ada" in answer["text"]
+    history = await sidecar.history(thread)
+    assert history[-2] == ("user", "Go on")
+
+
+@pytest.mark.parametrize("moment", [pytest.param(moment, id=moment.__name__) for moment in MOMENTS])
+@pytest.mark.parametrize("known", [False, True], ids=["new thread", "known thread"])
+@pytest.mark.long
+async def test_the_sidecar_is_killed(
+    a_sidecar: Make, thread: str, model: FaultyModel, moment: Callable[[Stream], object], known: bool
+) -> None:
+    async with a_sidecar() as sidecar:
+        if known:
+            await sidecar.say(thread, "My name is Ada")
+        with contextlib.suppress(httpx.HTTPError):
+            async with sidecar.stream(thread, prompt_for(moment)) as stream:
+                await moment(stream)  # type: ignore[misc]
+                processes = sidecar.cli_processes()
+                await sidecar.stop(signal.SIGKILL)
+        assert await gone(processes, SECONDS)
+        session_id = str(stream.events[0].data["sdk_session_id"])
+        await sidecar.restart()
+        await goes_on(sidecar, thread, session_id, known=known)
+
+
+@pytest.mark.parametrize("known", [False, True], ids=["new thread", "known thread"])
+async def test_the_sidecar_is_killed_when_the_mapping_is_committed_and_the_agent_not_begun(
+    a_sidecar: Make, thread: str, tmp_path: Path, known: bool
+) -> None:
+    cli = tmp_path / "claude"
+    cli.write_text("#!/bin/sh\nkill -9 $PPID\nsleep 60\n")
+    cli.chmod(0o700)
+    agents = tmp_path / "agents.toml"
+    agents.write_text(f'[default]\n[deadly]\ncli_path = "{cli}"\n')
+    async with a_sidecar("--agents", str(agents)) as sidecar:
+        if known:
+            await sidecar.say(thread, "My name is Ada")
+        with pytest.raises(httpx.HTTPError):
+            await sidecar.chat(thread, "Hello", agent="deadly")
+        await sidecar.wait()
+        await sidecar.restart()
+        await goes_on(sidecar, thread, await sidecar.session_id(thread), known=known)
+
+
+async def test_a_crash_before_the_first_message_was_written_leaves_the_session_its_id(
+    a_sidecar: Make, thread: str, another_thread: str, tmp_path: Path
+) -> None:
+    cli = tmp_path / "claude"
+    cli.write_text("#!/bin/sh\nkill -9 $PPID\nsleep 60\n")
+    cli.chmod(0o700)
+    agents = tmp_path / "agents.toml"
+    agents.write_text(f'[default]\n[deadly]\ncli_path = "{cli}"\n')
+    async with a_sidecar("--agents", str(agents)) as sidecar:
+        await sidecar.say(another_thread, "Hello")
+        example = sidecar.transcript(await sidecar.session_id(another_thread))
+        with pytest.raises(httpx.HTTPError):
+            await sidecar.chat(thread, "Hello", agent="deadly")
+        await sidecar.wait()
+        await sidecar.restart()
+        session_id = await sidecar.session_id(thread)
+        # What the CLI writes first: bookkeeping, which it cannot resume and whose ID it does not take again.
+        bookkeeping = b"".join(example.read_bytes().splitlines(keepends=True)[:2])
+        example.with_name(f"{session_id}.jsonl").write_bytes(bookkeeping)
+        await goes_on(sidecar, thread, session_id, known=False)
+
+
+@pytest.mark.parametrize("known", [False, True], ids=["new thread", "known thread"])
+@pytest.mark.long
+async def test_the_sidecar_is_killed_at_any_instant_of_a_turn(
+    a_sidecar: Make, thread: str, model: FaultyModel, known: bool
+) -> None:
+    async with a_sidecar() as sidecar:
+        for milliseconds in (0, 2, 5, 10, 20, 50, 100, 200, 300, 400, 500, 600):
+            name = f"{thread}-{milliseconds}"
+            if known:
+                await sidecar.say(name, "My name is Ada")
+            asking = asyncio.create_task(sidecar.chat(name, "Hello"))
+            await asyncio.sleep(milliseconds / 1000)  # the instant itself is what is varied here
+            processes = sidecar.cli_processes()
+            await sidecar.stop(signal.SIGKILL)
+            await asyncio.wait([asking])
+            assert await gone(processes, SECONDS)
+            await sidecar.restart()
+            mapping = await sidecar.session(name)
+            if mapping.status_code == 200:
+                await goes_on(sidecar, name, mapping.json()["sdk_session_id"], known=known)
+            else:
+                assert not known
+                assert await sidecar.say(name, "Hello") == "You have said 1 thing: Hello"
+
+
+@pytest.mark.parametrize("moment", [pytest.param(moment, id=moment.__name__) for moment in MOMENTS])
+@pytest.mark.parametrize("known", [False, True], ids=["new thread", "known thread"])
+@pytest.mark.long
+async def test_the_cli_is_killed(
+    sidecar: Sidecar, thread: str, model: FaultyModel, moment: Callable[[Stream], object], known: bool
+) -> None:
+    if known:
+        await sidecar.say(thread, "My name is Ada")
+        assert await gone(sidecar.cli_processes(), SECONDS)
+    async with sidecar.stream(thread, prompt_for(moment)) as stream:
+        await moment(stream)  # type: ignore[misc]
+        for pid in sidecar.cli_processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        end = (await stream.rest())[-1]
+    assert end.name == "end"
+    assert end.data["status"] in (("completed",) if moment in (at_the_result, at_the_end) else ("failed", "completed"))
+    line = await sidecar.until_logged("turn", thread_id=thread, turn_id=stream.events[0].data["turn_id"])
+    assert line["status"] == end.data["status"]
+    mapping = await sidecar.session(thread)
+    if mapping.status_code == 200:
+        await goes_on(sidecar, thread, str(stream.events[0].data["sdk_session_id"]), known=known)
+    else:
+        assert not known  # killed before the SDK had a transcript: nothing of it is left
+        assert await sidecar.say(thread, "Go on") == "You have said 1 thing: Go on"
+
+
+async def test_what_a_crash_left_running_is_ended_before_a_turn_may_touch_its_session(
+    a_sidecar: Make, thread: str, model: FaultyModel, tmp_path: Path
+) -> None:
+    # An agent whose CLI leaves the launcher's guard, as on a system that has none.
+    import claude_agent_sdk  # noqa: PLC0415
+
+    cli = tmp_path / "claude"
+    bundled = f"{claude_agent_sdk.__path__[0]}/_bundled/claude"
+    cli.write_text(f'#!/bin/sh\nexec setpriv --pdeathsig clear -- {bundled} "$@"\n')
+    cli.chmod(0o700)
+    agents = tmp_path / "agents.toml"
+    agents.write_text(f'[default]\ncli_path = "{cli}"\n')
+    async with a_sidecar("--agents", str(agents)) as sidecar:
+        await sidecar.say(thread, "My name is Ada")
+        with contextlib.suppress(httpx.HTTPError):
+            async with sidecar.stream(thread, "Hello [[hold 3]]") as stream:
+                await stream.until_text()
+                orphans = sidecar.cli_processes()
+                await sidecar.stop(signal.SIGKILL)
+        assert orphans
+        assert not await gone(orphans, 0.2)
+        await sidecar.restart()
+        assert await gone(orphans, 0)
+        session_id = await sidecar.session_id(thread)
+        assert sidecar.logged(f"ending the CLI {orphans[0]} that an earlier run left on session {session_id}")
+        assert "First: My name is Ada" in await sidecar.say(thread, "Who am I?")
+
+
+async def test_a_process_that_is_not_provably_ours_is_left_alone(a_sidecar: Make, thread: str) -> None:
+    async with a_sidecar() as sidecar:
+        await sidecar.say(thread, "Hello")
+        session_id = await sidecar.session_id(thread)
+        await sidecar.stop(signal.SIGKILL)
+        stranger = await asyncio.create_subprocess_exec("sleep", "60")
+        registry = sidecar.home / "claude" / "sessions"
+        (registry / f"{stranger.pid}.json").write_text(
+            json.dumps({"pid": stranger.pid, "procStart": "1", "sessionId": session_id})
+        )
+        (registry / "torn.json").write_text('{"pid": ')
+        await sidecar.restart()
+        assert stranger.returncode is None
+        stranger.kill()
+        await stranger.wait()
+
+
+@pytest.mark.parametrize("damage", ["empty", "garbage", "torn", "bad byte", "bookkeeping only"])
+async def test_a_damaged_transcript_costs_no_more_than_it_must(sidecar: Sidecar, thread: str, damage: str) -> None:
+    await sidecar.say(thread, "My name is Ada")
+    await sidecar.say(thread, "I like tea")
+    assert await gone(sidecar.cli_processes())
+    before = await sidecar.session_id(thread)
+    transcript = sidecar.transcript(before)
+    whole = transcript.read_bytes()
+    lines = whole.split(b"\n")
+    last = whole.rindex(b'"type":"assistant"')
+    damaged = {
+        "empty": b"",
+        "garbage": b"\x00\xff garbage\n" * 20,
+        "torn": whole[:last],
+        "bad byte": whole.replace(b"I like tea", b"I like \xff tea", 1),
+        "bookkeeping only": b"\n".join(lines[:2]) + b"\n",
+    }[damage]
+    transcript.write_bytes(damaged)
+    answer = (await sidecar.chat(thread, "Who am I?")).json()
+    assert answer["status"] == "completed"
+    if damage in ("torn", "bad byte"):
+        assert answer["session"]["outcome"] == "resumed"
+        assert "First: My name is Ada" in answer["text"]
+    else:
+        assert (answer["session"]["outcome"], answer["session"]["replaced_session_id"]) == ("restarted", before)
+        assert transcript.read_bytes() == damaged  # what can still be saved of it is left to a person
+    refused = await sidecar.chat(thread, "And?", if_missing="fail")
+    assert refused.status_code == 200
+
+
+@pytest.mark.parametrize("mount_point", ["gone", "empty"])
+async def test_a_config_directory_that_is_not_mounted_changes_no_mapping(
+    a_sidecar: Make, thread: str, mount_point: str
+) -> None:
+    async with a_sidecar() as sidecar:
+        await sidecar.say(thread, "My name is Ada")
+        before = (await sidecar.session(thread)).json()
+        await sidecar.stop(signal.SIGTERM)
+        volume = sidecar.home / "claude"
+        volume.rename(sidecar.home / "unmounted")
+        if mount_point == "empty":
+            volume.mkdir()
+        await sidecar.restart()
+        for path, name, fields in (
+            ("/v1/chat", thread, {}),
+            ("/v1/chat", f"{thread}-new", {}),
+            ("/v1/chat/fork", f"{thread}-fork", {"from_thread_id": thread}),
+        ):
+            response = await sidecar.post(path, name, message="Hello", **fields)
+            assert (response.status_code, response.json()["code"]) == (503, "transcripts_unavailable")
+        assert (await sidecar.session(thread)).json() == before
+        assert (await sidecar.session(f"{thread}-new")).status_code == 404
+        await sidecar.stop(signal.SIGTERM)
+        for path_ in sorted(volume.rglob("*"), reverse=True):
+            path_.rmdir() if path_.is_dir() else path_.unlink()
+        volume.rmdir()
+        (sidecar.home / "unmounted").rename(volume)
+        await sidecar.restart()
+        assert "First: My name is Ada" in await sidecar.say(thread, "Who am I?")
