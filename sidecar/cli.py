@@ -4,18 +4,60 @@ from pathlib import Path
 from typing import Any
 
 import click
-import uvicorn
-
-from sidecar import logs
-from sidecar.settings import Settings, SettingsError
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _Main(click.Group):
+    """The commands here, and those that call a running sidecar: they and their libraries are imported when needed."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*super().list_commands(ctx), *_calls().list_commands(ctx)]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        return super().get_command(ctx, cmd_name) or _calls().get_command(ctx, cmd_name)
+
+
+def _calls() -> click.Group:
+    from sidecar.client.commands import calls  # noqa: PLC0415 - `serve` does not pay for it
+
+    return calls
+
+
+@click.group(cls=_Main, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="session-sidecar")
 def main() -> None:
-    """Map chat threads to Claude Agent SDK sessions, and stream their turns over HTTP."""
+    """Map chat threads to Claude Agent SDK sessions, and stream their turns over HTTP.
+
+    \b
+    Run it, and in another terminal talk to it:
+      session-sidecar serve --model auto
+      session-sidecar chat -r alice -t trip "Plan a week in Lisbon"
+      session-sidecar fork -r alice trip trip-by-train
+      session-sidecar tree -r alice trip
+      session-sidecar ls -r alice
+
+    A terminal gets tables, a pipe the API's own objects, one JSON object a line. Errors are one line on stderr:
+    `error: code: detail`.
+
+    \b
+    Exit codes:
+      0    done
+      1    the sidecar refused; the code is that of its problem details
+      2    the command line is wrong
+      3    the sidecar is not there, or the connection broke
+      4    the turn failed, or somebody else stopped it
+      130  Ctrl-C
+
+    \b
+    Environment:
+      SIDECAR_URL    where the sidecar is [default: http://127.0.0.1:8000]
+      SIDECAR_TOKEN  a token, where the sidecar asks for one
+
+    \b
+    Completion, in the shell's start-up file (bash; zsh and fish alike):
+      eval "$(_SESSION_SIDECAR_COMPLETE=bash_source session-sidecar)"
+    """
 
 
 @main.command()
@@ -35,6 +77,11 @@ def serve(**options: Any) -> None:
 
     Example: session-sidecar serve --model auto --port 8001
     """
+    import uvicorn  # noqa: PLC0415 - the other commands do not pay for the server
+
+    from sidecar import logs  # noqa: PLC0415
+    from sidecar.settings import Settings, SettingsError  # noqa: PLC0415
+
     try:
         settings = Settings.load(**options)
     except SettingsError as error:

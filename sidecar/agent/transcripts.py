@@ -23,6 +23,7 @@ from claude_agent_sdk import (
     get_session_messages_from_store,
 )
 
+from sidecar.agent.chain import mend, parsed
 from sidecar.errors import MessageNotFound, SessionMissing, TranscriptsUnavailable, UnsafeForkPoint
 
 
@@ -139,9 +140,10 @@ class Transcripts:
         entries = []
         for line in path.read_bytes()[:size].split(b"\n"):
             try:
-                entries.append(json.loads(line))
-            except ValueError:
+                entries.append(parsed(line))
+            except (ValueError, RecursionError):
                 continue  # a torn or corrupt line costs that line
+        mend(entries)
         return entries
 
 

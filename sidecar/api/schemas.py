@@ -2,9 +2,9 @@
 
 import base64
 import json
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from session_store import Cursor, ThreadKey
 from sidecar.turn import TurnRequest
@@ -34,6 +34,7 @@ def _is_unsound(char: str) -> bool:
 
 ID = Annotated[str, Field(min_length=1, max_length=MAX_ID_CHARS), AfterValidator(_opaque_id)]
 Text = Annotated[str, AfterValidator(_text)]
+Label = Annotated[str, Field(max_length=MAX_ID_CHARS), AfterValidator(_text), AfterValidator(_opaque_id)]
 
 
 def encode(cursor: Cursor) -> str:
@@ -170,8 +171,41 @@ class RejoinQuery(Thread):
     turn_id: str | None = None
 
 
+class SessionQuery(Thread):
+    """The query of `GET /v1/session`. Without `metadata` no transcript is touched."""
+
+    metadata: bool = True
+
+
+class SessionPatch(Thread):
+    """The body of `PATCH /v1/session`. A tag of null takes it away; what is not named stays."""
+
+    title: Label = ""
+    tag: Label | None = None
+
+    @model_validator(mode="after")
+    def _changes_something(self) -> Self:
+        if not self.changes:
+            raise ValueError("give a title, a tag, or both")
+        return self
+
+    @property
+    def changes(self) -> dict[str, str | None]:
+        """The fields to set."""
+        return self.model_dump(include={"title", "tag"}, exclude_unset=True)
+
+
+class MessagesQuery(Thread):
+    """The query of `GET /v1/session/messages`. `after` is the uuid of a message, taken from `next`."""
+
+    limit: Annotated[int, Field(ge=1, le=200)] = 50
+    after: ID | None = None
+    order: Literal["asc", "desc"] = "asc"
+    include: Literal["compacted"] | None = None
+
+
 class ListQuery(_Model):
-    """The query of `GET /v1/sessions`."""
+    """The query of `GET /v1/sessions`. `q` is looked for in titles and first prompts, without regard to case."""
 
     resource_id: ID
     limit: Annotated[int, Field(ge=1, le=200)] = 50
@@ -179,3 +213,5 @@ class ListQuery(_Model):
     order: Literal["asc", "desc"] = "desc"
     thread_id_prefix: ID | None = None
     parent_thread_id: ID | None = None
+    include: Literal["metadata"] | None = None
+    q: Label | None = None
