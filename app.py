@@ -13,13 +13,15 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 
 from session_store import SessionMapError, SqliteSessionMap
-from sidecar.agent import Agents, Transcripts
+from sidecar.agent import Agents, ProcessPool, Transcripts
 from sidecar.agent.options import credentials_configured, offline_env
 from sidecar.agent.orphans import end_orphans, guarded_cli
 from sidecar.api import http
 from sidecar.api.routes import ROUTES
 from sidecar.errors import SidecarError
+from sidecar.mappings import Mappings
 from sidecar.offline import OfflineModel
+from sidecar.retention import retention
 from sidecar.settings import Settings
 from sidecar.shutdown import on_shutdown_signal
 from sidecar.turns import Turns
@@ -62,15 +64,28 @@ def create_app(settings: Settings) -> Starlette:
                     launcher=guarded_cli(settings.home.absolute()),
                 ),
                 transcripts=transcripts,
+                pool=ProcessPool(
+                    warm=settings.warm_sessions,
+                    spares=settings.spare_processes,
+                    idle_seconds=settings.warm_idle_seconds,
+                ),
                 settings=settings,
                 model="offline" if offline else "live",
             )
             stack.push_async_callback(turns.close)
             stack.enter_context(on_shutdown_signal(turns.stop_all))
+            mappings = Mappings(sessions=sessions, transcripts=transcripts, turns=turns, settings=settings)
+            await stack.enter_async_context(retention(sessions, mappings, settings))
             # What is loaded by now lives as long as the process; each full collection would walk it, for up to 0.1 s.
             gc.collect()
             gc.freeze()
-            yield {"settings": settings, "sessions": sessions, "turns": turns, "model": turns.model}
+            yield {
+                "settings": settings,
+                "sessions": sessions,
+                "turns": turns,
+                "mappings": mappings,
+                "model": turns.model,
+            }
 
     return Starlette(
         routes=ROUTES,

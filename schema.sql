@@ -24,6 +24,9 @@ CREATE TABLE session_mappings (
 -- It goes by created_at, which never changes: a page must not shift because a thread was spoken to meanwhile.
 CREATE INDEX session_mappings_by_age ON session_mappings (resource_id, created_at, thread_id);
 
+-- The same walk over all resources.
+CREATE INDEX session_mappings_by_age_of_all ON session_mappings (created_at, resource_id, thread_id);
+
 -- The same walk among the forks of one thread. Rows that are no fork cost nothing here.
 CREATE INDEX session_mappings_by_parent ON session_mappings (resource_id, parent_thread_id, created_at, thread_id)
     WHERE parent_thread_id IS NOT NULL;

@@ -1,6 +1,13 @@
 """The session map: which agent session each thread of a resource belongs to. It knows no HTTP and no SDK."""
 
-from session_store.errors import SessionMapError, SessionTaken, StoreUnavailable, StoreUnusable, ThreadExists
+from session_store.errors import (
+    SessionMapError,
+    SessionTaken,
+    StoreInUse,
+    StoreUnavailable,
+    StoreUnusable,
+    ThreadExists,
+)
 from session_store.mapping import Cursor, SessionMap, SessionMapping, ThreadKey
 from session_store.sqlite import SqliteSessionMap
 
@@ -11,6 +18,7 @@ __all__ = [
     "SessionMapping",
     "SessionTaken",
     "SqliteSessionMap",
+    "StoreInUse",
     "StoreUnavailable",
     "StoreUnusable",
     "ThreadExists",

@@ -26,6 +26,10 @@ class StoreUnusable(SessionMapError):
     """The session map cannot be opened: see the message of whoever opened it."""
 
 
+class StoreInUse(StoreUnusable):
+    """Another process has the session map: stop that one first."""
+
+
 _UNAVAILABLE = {
     sqlite3.SQLITE_BUSY: "another program keeps the database locked: close it there (a shell, a backup)",
     sqlite3.SQLITE_FULL: "the disk is full: make room on it",

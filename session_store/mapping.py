@@ -19,10 +19,11 @@ class ThreadKey:
 
 @dataclass(frozen=True, slots=True)
 class Cursor:
-    """A position among a resource's mappings: just behind the row that was created then, under that thread ID."""
+    """A position in a list of mappings: just behind the row that was created then, under that key."""
 
     created_at_us: int
     thread_id: str
+    resource_id: str = ""  # only the list of all resources looks at it
 
     def __post_init__(self) -> None:
         """Refuse (ValueError) a time that no row can have; cursors come back from clients."""
@@ -51,7 +52,7 @@ class SessionMapping:
     @property
     def cursor(self) -> Cursor:
         """The position of this row: a page after it goes on with the next one."""
-        return Cursor((self.created_at - _EPOCH) // timedelta(microseconds=1), self.thread_id)
+        return Cursor((self.created_at - _EPOCH) // timedelta(microseconds=1), self.thread_id, self.resource_id)
 
 
 def moment(microseconds: int) -> datetime:
@@ -95,13 +96,18 @@ class SessionMap(Protocol):
         """Note the end of a turn: bump `version` and `updated_at`, but only if the thread still has this session."""
         ...
 
-    async def remove(self, key: ThreadKey, *, expected: str | None = None) -> SessionMapping | None:
-        """Forget a thread (only if it points to `expected`, when that is given), and return what was forgotten."""
+    async def remove(
+        self, key: ThreadKey, *, expected: str | None = None, version: int | None = None
+    ) -> SessionMapping | None:
+        """Forget a thread, and return what was forgotten.
+
+        Only if it points to `expected` and has this `version`, where these are given.
+        """
         ...
 
     async def page(
         self,
-        resource_id: str,
+        resource_id: str | None,
         *,
         limit: int,
         after: Cursor | None = None,
@@ -111,6 +117,7 @@ class SessionMap(Protocol):
     ) -> list[SessionMapping]:
         """List up to `limit` (at least 1) of a resource's mappings by creation, newest first unless told otherwise.
 
+        Without a resource, those of all of them; a parent cannot be given then, as it is one resource's thread.
         `after` is the `cursor` of the last row of the page before; that row need not exist any more. Rows that are
         there all the while are listed exactly once, whatever is added, changed or removed between two pages.
         The prefix is plain text, compared byte for byte. A parent narrows the list to the forks of that thread.

@@ -14,7 +14,7 @@ import aiosqlite
 
 from session_store.errors import StoreUnavailable, ThreadExists, translated
 from session_store.mapping import LAST_MOMENT, Cursor, SessionMapping, ThreadKey, moment
-from session_store.sqlite_file import open_database
+from session_store.sqlite_file import open_database, open_for_reading
 
 # `*` gives the columns in the order of schema.sql, which is the order of SessionMapping; user_version vouches for it.
 GET = "SELECT * FROM session_mappings WHERE resource_id = :resource_id AND thread_id = :thread_id"
@@ -38,7 +38,7 @@ RETURNING *
 REMOVE = """
 DELETE FROM session_mappings
 WHERE resource_id = :resource_id AND thread_id = :thread_id
-    AND sdk_session_id = coalesce(:expected, sdk_session_id)
+    AND sdk_session_id = coalesce(:expected, sdk_session_id) AND version = coalesce(:version, version)
 RETURNING *
 """
 
@@ -55,6 +55,15 @@ OLDEST_FIRST = NEWEST_FIRST.replace(" < ", " > ").replace(" DESC", " ASC")
 FORKS_NEWEST_FIRST = NEWEST_FIRST.replace("WHERE ", "WHERE parent_thread_id = :parent_thread_id AND ")
 FORKS_OLDEST_FIRST = OLDEST_FIRST.replace("WHERE ", "WHERE parent_thread_id = :parent_thread_id AND ")
 
+ALL_NEWEST_FIRST = """
+SELECT * FROM session_mappings
+WHERE (created_at, resource_id, thread_id) < (:created_at, :after_resource_id, :after_thread_id)
+    AND instr(thread_id, :prefix) = 1
+ORDER BY created_at DESC, resource_id DESC, thread_id DESC
+LIMIT :limit
+"""
+ALL_OLDEST_FIRST = ALL_NEWEST_FIRST.replace(" < ", " > ").replace(" DESC", " ASC")
+
 CHECK = "SELECT * FROM session_mappings LIMIT 1"
 
 
@@ -67,13 +76,21 @@ class SqliteSessionMap:
         self._closing: asyncio.Task[None] | None = None
 
     @classmethod
+    async def peek(cls, path: str | os.PathLike[str]) -> Self:
+        """Open the file at `path` to read it only, while another process owns it. Raises StoreUnusable."""
+        return await cls._of(open_for_reading(path))
+
+    @classmethod
     async def open(cls, path: str | os.PathLike[str]) -> Self:
         """Open the file at `path`, or make one there. Raises StoreUnusable, having changed nothing.
 
         It blocks the event loop for some milliseconds (a third of a second for a million rows): it belongs before
-        serving. Whoever gets the map must close it, or the process will not end.
+        serving. Whoever gets the map must close it, or the process will not end. Raises StoreInUse if it is another's.
         """
-        database = open_database(path)
+        return await cls._of(open_database(path))
+
+    @classmethod
+    async def _of(cls, database: sqlite3.Connection) -> Self:
         try:
             return cls(await aiosqlite.Connection(lambda: database, iter_chunk_size=64))
         except BaseException:  # cancelled: the thread ends by itself, the file is still ours to give back
@@ -113,13 +130,15 @@ class SqliteSessionMap:
         """See SessionMap."""
         return await self.replace(key, sdk_session_id, expected=sdk_session_id)
 
-    async def remove(self, key: ThreadKey, *, expected: str | None = None) -> SessionMapping | None:
+    async def remove(
+        self, key: ThreadKey, *, expected: str | None = None, version: int | None = None
+    ) -> SessionMapping | None:
         """See SessionMap."""
-        return await self._row(REMOVE, key, expected=expected)
+        return await self._row(REMOVE, key, expected=expected, version=version)
 
     async def page(
         self,
-        resource_id: str,
+        resource_id: str | None,
         *,
         limit: int,
         after: Cursor | None = None,
@@ -130,7 +149,11 @@ class SqliteSessionMap:
         """See SessionMap."""
         if limit < 1:
             raise ValueError("limit must be at least 1")  # SQLite takes a negative one for none at all
-        if parent_thread_id is None:
+        if resource_id is None:
+            if parent_thread_id is not None:
+                raise ValueError("a parent needs its resource")
+            statement = ALL_NEWEST_FIRST if descending else ALL_OLDEST_FIRST
+        elif parent_thread_id is None:
             statement = NEWEST_FIRST if descending else OLDEST_FIRST
         else:
             statement = FORKS_NEWEST_FIRST if descending else FORKS_OLDEST_FIRST
@@ -139,6 +162,7 @@ class SqliteSessionMap:
             "resource_id": resource_id,
             "created_at": start.created_at_us,
             "after_thread_id": start.thread_id,
+            "after_resource_id": start.resource_id,
             "prefix": thread_id_prefix or "",
             "parent_thread_id": parent_thread_id,
             "limit": limit,

@@ -11,7 +11,7 @@ import stat
 from contextlib import ExitStack, closing
 from pathlib import Path
 
-from session_store.errors import StoreUnusable, translated
+from session_store.errors import StoreInUse, StoreUnusable, translated
 
 APPLICATION_ID = 1936028525
 SCHEMA_VERSION = 1
@@ -61,6 +61,25 @@ def open_database(path: str | os.PathLike[str]) -> OwnedConnection:
     return connection
 
 
+def open_for_reading(path: str | os.PathLike[str]) -> sqlite3.Connection:
+    """Open the session map at `path` beside the process that owns it, without being able to change anything.
+
+    Only while there is such a process, and it is not this one. Raises StoreUnusable.
+    """
+    file = Path(os.path.realpath(path))
+    try:
+        with ExitStack() as undo:
+            reader = sqlite3.connect(
+                f"{file.as_uri()}?mode=ro", uri=True, timeout=BUSY_TIMEOUT_MS / 1000, check_same_thread=False
+            )
+            undo.callback(reader.close)
+            _refuse_other_schema(file, reader)
+            undo.pop_all()
+    except sqlite3.Error as error:
+        raise StoreUnusable(f"{file} cannot be read: {translated(error)}") from error
+    return reader
+
+
 def _take_lock(file: Path) -> int:
     """Become the one process that has this file open, for as long as the descriptor is.
 
@@ -73,7 +92,7 @@ def _take_lock(file: Path) -> int:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise StoreUnusable(
+            raise StoreInUse(
                 f"{file} is in use by {_holder(lock)}, and one process owns a SQLite database: "
                 "stop that process, or give this one its own SIDECAR_HOME"
             ) from None

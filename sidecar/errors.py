@@ -5,6 +5,8 @@ The docstring of a class is its problem's `title`; the `detail` is given where i
 
 from typing import Any, ClassVar
 
+from session_store import SessionMapError
+
 
 class SidecarError(Exception):
     """The request failed"""
@@ -125,6 +127,24 @@ class ThreadExists(SidecarError):
     status, code = 409, "thread_exists"
 
 
+class ThreadDeleted(SidecarError):
+    """The thread was deleted"""
+
+    status, code = 409, "thread_deleted"
+
+
+class SessionTaken(SidecarError):
+    """Another thread has this session"""
+
+    status, code = 409, "session_taken"
+
+
+class SessionBusy(SidecarError):
+    """A process is at work on this session"""
+
+    status, code = 409, "session_busy"
+
+
 class QueueFull(SidecarError):
     """Too many turns wait for this thread"""
 
@@ -234,3 +254,12 @@ class InternalError(SidecarError):
     """The sidecar failed"""
 
     status, code = 500, "internal_error"
+
+
+def told(error: Exception) -> SidecarError:
+    """What a caller is told of an exception; all but a SidecarError itself is for the server's log."""
+    if isinstance(error, SidecarError):
+        return error
+    if isinstance(error, SessionMapError):
+        return StoreFailed(str(error), retry_after=5)
+    return InternalError("The sidecar failed; its server's log has the reason.")

@@ -18,6 +18,7 @@ class Plan:
     outcome: Outcome
     made: bool = False  # the mapping is this turn's
     replaced: str | None = None
+    version: int = 0  # of the mapping, for a session that is resumed
 
 
 class Planner:
@@ -27,8 +28,10 @@ class Planner:
         self._sessions = sessions
         self._transcripts = transcripts
 
-    async def plan(self, turn: Turn, parent_turn: Turn | None) -> Plan:
+    async def plan(self, turn: Turn, parent_turn: Turn | None, new_id: str | None = None) -> Plan:
         """Decide which session `turn` is for and commit the mapping. `parent_turn` runs on the thread it forks, if any.
+
+        A thread without a session gets one under `new_id`, where a process already waits for it.
 
         Raises SessionNotFound, SessionMissing, ThreadExists, MessageNotFound, UnsafeForkPoint, TranscriptsUnavailable.
         """
@@ -37,16 +40,17 @@ class Planner:
         if request.fork_of is not None:
             parent, point = await self.fork_point(request.fork_of, request.key, request.at_message_id, parent_turn)
             new = await self._sessions.add(
-                request.key, _new_id(), parent_thread_id=parent.thread_id, parent_message_id=point
+                request.key, make_id(), parent_thread_id=parent.thread_id, parent_message_id=point
             )
             return Plan(Launch(new.sdk_session_id, parent.sdk_session_id, point), "forked", made=True)
         mapping = await self._sessions.get(request.key)
         if mapping is None:
-            new = await self._sessions.add(request.key, _new_id())
+            new = await self._sessions.add(request.key, new_id or make_id())
             return Plan(Launch(new.sdk_session_id), "started", made=True)
         if info := await self._transcripts.info(mapping.sdk_session_id):
             turn.transcript_size = info.size
-            return Plan(Launch(mapping.sdk_session_id, mapping.sdk_session_id), "resumed")
+            launch = Launch(mapping.sdk_session_id, mapping.sdk_session_id)
+            return Plan(launch, "resumed", version=mapping.version)
         if request.if_missing == "fail":
             raise SessionMissing("The mapping is untouched. Restore the transcript, or send `if_missing: restart`.")
         return await self._restart(mapping)
@@ -73,7 +77,7 @@ class Planner:
     async def _restart(self, mapping: SessionMapping) -> Plan:
         """Begin again where the transcript is gone. A session that never had a completed turn keeps its ID."""
         if mapping.version > 0:
-            new = _new_id()
+            new = make_id()
             if await self._sessions.replace(mapping.key, new, expected=mapping.sdk_session_id) is None:
                 raise SessionNotFound("The thread was deleted or changed meanwhile. Send the message again.")
             return Plan(Launch(new), "restarted", replaced=mapping.sdk_session_id)
@@ -89,5 +93,6 @@ class Planner:
         return Plan(Launch(mapping.sdk_session_id), "restarted")
 
 
-def _new_id() -> str:
+def make_id() -> str:
+    """A session ID that nobody has."""
     return str(uuid.uuid4())

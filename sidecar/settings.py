@@ -33,12 +33,25 @@ class Settings(BaseModel):
     queue_turns: int = Field(8, ge=0, description="turns that may wait for one thread (`multitask_strategy: enqueue`)")
     turn_seconds: float = Field(3600, gt=0, description="a turn that runs for so long is ended")
     turn_idle_seconds: float = Field(600, gt=0, description="a turn whose CLI says nothing for so long is ended")
+    warm_sessions: int | None = Field(
+        None,
+        ge=0,
+        description="sessions that stay connected after a turn; by default in a quarter of the memory, at most 32",
+    )
+    warm_idle_seconds: float = Field(300, gt=0, description="an unused connected process is closed after this")
+    spare_processes: int = Field(1, ge=0, description="connected processes that wait for new threads, an agent")
     interrupt_seconds: float = Field(5, gt=0, description="what an interrupted turn may take before its CLI is ended")
     shutdown_seconds: float = Field(15, gt=0, description="what open streams may take at shutdown")
     replay_seconds: float = Field(60, ge=0, description="how long an ended turn can be rejoined")
     replay_events: int = Field(20_000, ge=16, description="events held of one turn")
     replay_bytes: int = Field(32 * 2**20, ge=1024, description="bytes of events held of one turn")
     send_seconds: float = Field(30, gt=0, description="a reader that takes nothing for so long is dropped")
+    retention_days: float | None = Field(
+        None, gt=0, le=36_500, description="mappings that nobody used for so many days are removed; by default none is"
+    )
+    retention_transcripts: Literal["keep", "delete"] = Field(
+        "keep", description="what becomes of their transcripts; deleted ones are gone for good"
+    )
     ping_seconds: float = Field(3, gt=0, description="seconds between comment pings on a stream")
 
     @classmethod

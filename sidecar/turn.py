@@ -55,6 +55,7 @@ class Turn:
         self.last_sign = time.monotonic()  # of life from the CLI
         self._readers = 0
         self._last_retry: Message | None = None
+        self._early: list[Message] = []  # what came before `init`, as hooks do; `session` is the first event
 
     @property
     def session_id(self) -> str | None:
@@ -127,6 +128,9 @@ class Turn:
         }
         self.log.append("session", self.session)
         self.reached("init")
+        for message in self._early:
+            self.log.append(message["type"], message)
+        self._early.clear()
         self.began.set()
 
     def take(self, message: Message) -> None:
@@ -141,7 +145,10 @@ class Turn:
             self.result = message
         elif kind == "system" and message.get("subtype") == "api_retry":
             self._last_retry = message
-        self.log.append(kind, message)
+        if self.session is None:
+            self._early.append(message)
+        else:
+            self.log.append(kind, message)
 
     def end(self) -> None:
         """Settle how the turn ended, and publish that."""

@@ -26,22 +26,39 @@ async def model(_model: FaultyModel) -> AsyncIterator[FaultyModel]:
     _model.reset()
 
 
+# A process a turn. tests/test_warm.py is about those that are kept.
+COLD = {"SIDECAR_WARM_SESSIONS": "0", "SIDECAR_SPARE_PROCESSES": "0"}
+
+
 @pytest.fixture(scope="session")
 def model_env(_model: FaultyModel) -> dict[str, str]:
     """The environment that leads a CLI to the model."""
-    return {"ANTHROPIC_BASE_URL": _model.url, "ANTHROPIC_API_KEY": "test", "CLAUDE_CODE_MAX_RETRIES": "1"}
+    return {**COLD, "ANTHROPIC_BASE_URL": _model.url, "ANTHROPIC_API_KEY": "test", "CLAUDE_CODE_MAX_RETRIES": "1"}
 
 
 @pytest.fixture(scope="session")
 async def _sidecar(model_env: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Sidecar]:
-    async with Sidecar(tmp_path_factory.mktemp("shared") / "home", model_env) as sidecar:
+    ready = {"SIDECAR_WARM_SESSIONS": "4", "SIDECAR_SPARE_PROCESSES": "1"}
+    async with Sidecar(tmp_path_factory.mktemp("shared") / "home", model_env | ready) as sidecar:
         yield sidecar
 
 
 @pytest.fixture
 def sidecar(_sidecar: Sidecar, model: FaultyModel) -> Sidecar:
-    """A running sidecar that tests share; each uses threads of its own."""
+    """A running sidecar that tests share, with threads of their own. It keeps processes ready, as for users."""
     return _sidecar
+
+
+@pytest.fixture(scope="session")
+async def _cold(model_env: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Sidecar]:
+    async with Sidecar(tmp_path_factory.mktemp("cold") / "home", model_env) as sidecar:
+        yield sidecar
+
+
+@pytest.fixture
+def cold(_cold: Sidecar, model: FaultyModel) -> Sidecar:
+    """Another one, with a process for each turn, so that a test sees it go."""
+    return _cold
 
 
 @pytest.fixture

@@ -193,6 +193,11 @@ class Sidecar:
         for _ in range(5):
             await self.http.get("/healthz")
 
+    async def at_rest(self) -> None:
+        """Wait until the CLIs have written their last lines: as they leave, or, where they stay, by the result."""
+        if self.env.get("SIDECAR_WARM_SESSIONS") == "0":
+            assert await gone(self.cli_processes(), SECONDS)
+
     # What its users do
 
     async def chat(self, thread: str, message: Any, **fields: Any) -> httpx.Response:

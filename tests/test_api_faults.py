@@ -7,6 +7,8 @@ import pytest
 from tests.faults import Behaviour, FaultyModel, big, burst, cut, fail, silent
 from tests.server import Sidecar, Stream, gone
 
+pytestmark = pytest.mark.long  # `make test-all`
+
 Make = Callable[..., Sidecar]
 
 

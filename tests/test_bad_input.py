@@ -18,12 +18,12 @@ JSON = {"content-type": "application/json"}
 
 
 @pytest.fixture(autouse=True)
-async def nothing_started(sidecar: Sidecar, model: FaultyModel) -> Any:
+async def nothing_started(cold: Sidecar, model: FaultyModel) -> Any:
     """After each of these, no process was started and no mapping made."""
     yield
-    assert sidecar.cli_processes() == []
+    assert cold.cli_processes() == []
     assert model.requests == []
-    listed = await sidecar.http.get("/v1/sessions", params={"resource_id": "alice", "thread_id_prefix": "bad"})
+    listed = await cold.http.get("/v1/sessions", params={"resource_id": "alice", "thread_id_prefix": "bad"})
     assert listed.json()["data"] == []
 
 
@@ -70,17 +70,17 @@ def refused(response: httpx.Response, status: int, code: str, field: str | None 
         ({"resume": "something"}, "resume"),
     ],
 )
-async def test_a_wrong_field_is_named(sidecar: Sidecar, path: str, change: dict[str, Any], field: str) -> None:
+async def test_a_wrong_field_is_named(cold: Sidecar, path: str, change: dict[str, Any], field: str) -> None:
     body = {**FORK, **CHAT} if path.endswith("fork") else CHAT
     code = "unknown_agent" if change == {"agent": "nobody"} else "invalid_request"
-    response = await sidecar.http.post(path, content=json.dumps({**body, **change}), headers=JSON)
+    response = await cold.http.post(path, content=json.dumps({**body, **change}), headers=JSON)
     refused(response, 422, code, field)
 
 
 @pytest.mark.parametrize("missing", ["thread_id", "resource_id", "message"])
-async def test_a_missing_field_is_named(sidecar: Sidecar, missing: str) -> None:
+async def test_a_missing_field_is_named(cold: Sidecar, missing: str) -> None:
     body = {name: value for name, value in CHAT.items() if name != missing}
-    refused(await sidecar.http.post("/v1/chat", json=body), 422, "invalid_request", missing)
+    refused(await cold.http.post("/v1/chat", json=body), 422, "invalid_request", missing)
 
 
 @pytest.mark.parametrize(
@@ -98,28 +98,26 @@ async def test_a_missing_field_is_named(sidecar: Sidecar, missing: str) -> None:
         (b"null", 422, "invalid_request"),
     ],
 )
-async def test_a_body_that_is_no_json_object_is_refused(
-    sidecar: Sidecar, content: bytes, status: int, code: str
-) -> None:
-    refused(await sidecar.http.post("/v1/chat", content=content, headers=JSON), status, code)
+async def test_a_body_that_is_no_json_object_is_refused(cold: Sidecar, content: bytes, status: int, code: str) -> None:
+    refused(await cold.http.post("/v1/chat", content=content, headers=JSON), status, code)
 
 
 @pytest.mark.parametrize("kind", [None, "text/plain", "application/x-www-form-urlencoded", "multipart/form-data"])
-async def test_only_json_is_taken(sidecar: Sidecar, kind: str | None) -> None:
+async def test_only_json_is_taken(cold: Sidecar, kind: str | None) -> None:
     headers = {} if kind is None else {"content-type": kind}
-    response = await sidecar.http.post("/v1/chat", content=json.dumps(CHAT), headers=headers)
+    response = await cold.http.post("/v1/chat", content=json.dumps(CHAT), headers=headers)
     refused(response, 415, "unsupported_media_type")
 
 
-async def test_a_message_over_the_limit_is_refused(sidecar: Sidecar) -> None:
+async def test_a_message_over_the_limit_is_refused(cold: Sidecar) -> None:
     limit = 4 * 2**20
-    refused(await sidecar.http.post("/v1/chat", json={**CHAT, "message": "x" * (limit + 1)}), 413, "message_too_large")
+    refused(await cold.http.post("/v1/chat", json={**CHAT, "message": "x" * (limit + 1)}), 413, "message_too_large")
     blocks = [{"type": "text", "text": "ü" * (limit // 2 + 1)}]
-    refused(await sidecar.http.post("/v1/chat", json={**CHAT, "message": blocks}), 413, "message_too_large")
+    refused(await cold.http.post("/v1/chat", json={**CHAT, "message": blocks}), 413, "message_too_large")
 
 
-async def test_an_endless_body_is_not_read_to_its_end(sidecar: Sidecar) -> None:
-    url = sidecar.http.base_url
+async def test_an_endless_body_is_not_read_to_its_end(cold: Sidecar) -> None:
+    url = cold.http.base_url
     reader, writer = await asyncio.open_connection(url.host, url.port)
     writer.write(f"POST /v1/chat HTTP/1.1\r\nHost: {url.host}\r\nContent-Type: application/json\r\n".encode())
     writer.write(b"Transfer-Encoding: chunked\r\n\r\n")
@@ -149,20 +147,19 @@ async def test_an_endless_body_is_not_read_to_its_end(sidecar: Sidecar) -> None:
 )
 @pytest.mark.parametrize(("method", "path"), [("GET", "/v1/session"), ("DELETE", "/v1/session"), ("GET", "/v1/chat")])
 async def test_a_wrong_parameter_is_named(
-    sidecar: Sidecar, method: str, path: str, query: dict[str, Any], field: str
+    cold: Sidecar, method: str, path: str, query: dict[str, Any], field: str
 ) -> None:
-    refused(await sidecar.http.request(method, path, params=query), 422, "invalid_request", field)
+    refused(await cold.http.request(method, path, params=query), 422, "invalid_request", field)
 
 
-async def test_bytes_that_are_no_utf_8_are_no_id(sidecar: Sidecar) -> None:
-    response = await sidecar.http.get("/v1/session?thread_id=bad%FF&resource_id=alice")
+async def test_bytes_that_are_no_utf_8_are_no_id(cold: Sidecar) -> None:
+    response = await cold.http.get("/v1/session?thread_id=bad%FF&resource_id=alice")
     refused(response, 422, "invalid_request", "thread_id")
 
 
 @pytest.mark.parametrize(
     ("query", "field"),
     [
-        ({}, "resource_id"),
         ({"limit": "0"}, "limit"),
         ({"limit": "201"}, "limit"),
         ({"limit": "many"}, "limit"),
@@ -172,43 +169,41 @@ async def test_bytes_that_are_no_utf_8_are_no_id(sidecar: Sidecar) -> None:
         ({"after": "Wy0xLCJ4Il0"}, "after"),
     ],
 )
-async def test_a_wrong_page_is_refused(sidecar: Sidecar, query: dict[str, str], field: str) -> None:
-    params = {**({"resource_id": "alice"} if query else {}), **query}
-    refused(await sidecar.http.get("/v1/sessions", params=params), 422, "invalid_request", field)
+async def test_a_wrong_page_is_refused(cold: Sidecar, query: dict[str, str], field: str) -> None:
+    params = {"resource_id": "alice", **query}
+    refused(await cold.http.get("/v1/sessions", params=params), 422, "invalid_request", field)
 
 
-async def test_paths_and_methods_that_are_none_are_told(sidecar: Sidecar) -> None:
-    refused(await sidecar.http.get("/v1/nothing"), 404, "not_found")
-    response = await sidecar.http.put("/v1/chat", json=CHAT)
+async def test_paths_and_methods_that_are_none_are_told(cold: Sidecar) -> None:
+    refused(await cold.http.get("/v1/nothing"), 404, "not_found")
+    response = await cold.http.put("/v1/chat", json=CHAT)
     refused(response, 405, "method_not_allowed")
     assert response.headers["allow"] == "GET, HEAD, POST"
 
 
-async def test_a_thread_that_is_not_there_is_told(sidecar: Sidecar) -> None:
-    refused(await sidecar.session("bad"), 404, "session_not_found")
-    refused(await sidecar.http.post("/v1/chat/interrupt", json=KEY), 404, "session_not_found")
+async def test_a_thread_that_is_not_there_is_told(cold: Sidecar) -> None:
+    refused(await cold.session("bad"), 404, "session_not_found")
+    refused(await cold.http.post("/v1/chat/interrupt", json=KEY), 404, "session_not_found")
 
 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example", "", "[", "::1:8000"])
-async def test_a_name_that_is_not_ours_is_not_served(sidecar: Sidecar, host: str) -> None:
-    refused(await sidecar.http.get("/healthz", headers={"host": host}), 421, "forbidden_host")
+async def test_a_name_that_is_not_ours_is_not_served(cold: Sidecar, host: str) -> None:
+    refused(await cold.http.get("/healthz", headers={"host": host}), 421, "forbidden_host")
 
 
 @pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://localhost.evil.example", "["])
-async def test_a_page_of_another_origin_may_not_call(sidecar: Sidecar, origin: str) -> None:
-    refused(await sidecar.http.post("/v1/chat", json=CHAT, headers={"origin": origin}), 403, "forbidden_origin")
+async def test_a_page_of_another_origin_may_not_call(cold: Sidecar, origin: str) -> None:
+    refused(await cold.http.post("/v1/chat", json=CHAT, headers={"origin": origin}), 403, "forbidden_origin")
 
 
 @pytest.mark.parametrize(("given", "kept"), [("abc-123", True), ("a b", False), ("x" * 129, False), ("", False)])
-async def test_every_response_has_a_request_id_the_callers_if_it_is_sane(
-    sidecar: Sidecar, given: str, kept: bool
-) -> None:
-    response = await sidecar.http.get("/healthz", headers={"x-request-id": given})
+async def test_every_response_has_a_request_id_the_callers_if_it_is_sane(cold: Sidecar, given: str, kept: bool) -> None:
+    response = await cold.http.get("/healthz", headers={"x-request-id": given})
     assert (response.headers["x-request-id"] == given) is kept
     assert response.headers["x-request-id"]
 
 
 @pytest.mark.parametrize("name", ["a/b", "a%2Fb", "../x", "@:?&=#", "😀", "e\u0301", "é", "a" * 256, " "])
-async def test_any_other_id_is_taken_byte_for_byte(sidecar: Sidecar, name: str) -> None:
-    response = await sidecar.session(name)
+async def test_any_other_id_is_taken_byte_for_byte(cold: Sidecar, name: str) -> None:
+    response = await cold.session(name)
     refused(response, 404, "session_not_found")

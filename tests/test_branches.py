@@ -9,7 +9,7 @@ import pytest
 from session_store import SessionMapping, SqliteSessionMap, ThreadKey
 from sidecar.branches import MOST, Branch, family
 from tests.faults import FaultyModel
-from tests.server import Sidecar, gone
+from tests.server import Sidecar
 from tests.transcripts import get, messages, settled
 
 
@@ -39,9 +39,9 @@ def nodes(node: dict[str, Any]) -> dict[str, dict[str, Any]]:
 async def tree(sidecar: Sidecar, thread: str) -> str:
     """A thread `t` with the forks `t-1` (with a turn of its own) and `t-2`, and a fork `t-1-1` of the first."""
     await sidecar.say(thread, "My name is Ada")
-    assert await gone(sidecar.cli_processes())
+    await sidecar.at_rest()
     await sidecar.post("/v1/chat/fork", f"{thread}-1", from_thread_id=thread, message="I like tea")
-    assert await gone(sidecar.cli_processes())
+    await sidecar.at_rest()
     for parent, name in ((thread, f"{thread}-2"), (f"{thread}-1", f"{thread}-1-1")):
         response = await sidecar.post("/v1/chat/fork", name, from_thread_id=parent)
         assert response.status_code == 201

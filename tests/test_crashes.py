@@ -14,6 +14,8 @@ import pytest
 from tests.faults import FaultyModel
 from tests.server import SECONDS, Sidecar, Stream, gone
 
+pytestmark = pytest.mark.long  # `make test-all`
+
 Make = Callable[..., Sidecar]
 
 
@@ -60,7 +62,6 @@ async def goes_on(sidecar: Sidecar, thread: str, session_id: str, *, known: bool
 
 @pytest.mark.parametrize("moment", [pytest.param(moment, id=moment.__name__) for moment in MOMENTS])
 @pytest.mark.parametrize("known", [False, True], ids=["new thread", "known thread"])
-@pytest.mark.long
 async def test_the_sidecar_is_killed(
     a_sidecar: Make, thread: str, model: FaultyModel, moment: Callable[[Stream], object], known: bool
 ) -> None:
@@ -120,7 +121,6 @@ async def test_a_crash_before_the_first_message_was_written_leaves_the_session_i
 
 
 @pytest.mark.parametrize("known", [False, True], ids=["new thread", "known thread"])
-@pytest.mark.long
 async def test_the_sidecar_is_killed_at_any_instant_of_a_turn(
     a_sidecar: Make, thread: str, model: FaultyModel, known: bool
 ) -> None:
@@ -146,29 +146,28 @@ async def test_the_sidecar_is_killed_at_any_instant_of_a_turn(
 
 @pytest.mark.parametrize("moment", [pytest.param(moment, id=moment.__name__) for moment in MOMENTS])
 @pytest.mark.parametrize("known", [False, True], ids=["new thread", "known thread"])
-@pytest.mark.long
 async def test_the_cli_is_killed(
-    sidecar: Sidecar, thread: str, model: FaultyModel, moment: Callable[[Stream], object], known: bool
+    cold: Sidecar, thread: str, model: FaultyModel, moment: Callable[[Stream], object], known: bool
 ) -> None:
     if known:
-        await sidecar.say(thread, "My name is Ada")
-        assert await gone(sidecar.cli_processes(), SECONDS)
-    async with sidecar.stream(thread, prompt_for(moment)) as stream:
+        await cold.say(thread, "My name is Ada")
+        assert await gone(cold.cli_processes(), SECONDS)
+    async with cold.stream(thread, prompt_for(moment)) as stream:
         await moment(stream)  # type: ignore[misc]
-        for pid in sidecar.cli_processes():
+        for pid in cold.cli_processes():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         end = (await stream.rest())[-1]
     assert end.name == "end"
     assert end.data["status"] in (("completed",) if moment in (at_the_result, at_the_end) else ("failed", "completed"))
-    line = await sidecar.until_logged("turn", thread_id=thread, turn_id=stream.events[0].data["turn_id"])
+    line = await cold.until_logged("turn", thread_id=thread, turn_id=stream.events[0].data["turn_id"])
     assert line["status"] == end.data["status"]
-    mapping = await sidecar.session(thread)
+    mapping = await cold.session(thread)
     if mapping.status_code == 200:
-        await goes_on(sidecar, thread, str(stream.events[0].data["sdk_session_id"]), known=known)
+        await goes_on(cold, thread, str(stream.events[0].data["sdk_session_id"]), known=known)
     else:
         assert not known  # killed before the SDK had a transcript: nothing of it is left
-        assert await sidecar.say(thread, "Go on") == "You have said 1 thing: Go on"
+        assert await cold.say(thread, "Go on") == "You have said 1 thing: Go on"
 
 
 async def test_what_a_crash_left_running_is_ended_before_a_turn_may_touch_its_session(
@@ -217,12 +216,12 @@ async def test_a_process_that_is_not_provably_ours_is_left_alone(a_sidecar: Make
 
 
 @pytest.mark.parametrize("damage", ["empty", "garbage", "torn", "bad byte", "bookkeeping only"])
-async def test_a_damaged_transcript_costs_no_more_than_it_must(sidecar: Sidecar, thread: str, damage: str) -> None:
-    await sidecar.say(thread, "My name is Ada")
-    await sidecar.say(thread, "I like tea")
-    assert await gone(sidecar.cli_processes())
-    before = await sidecar.session_id(thread)
-    transcript = sidecar.transcript(before)
+async def test_a_damaged_transcript_costs_no_more_than_it_must(cold: Sidecar, thread: str, damage: str) -> None:
+    await cold.say(thread, "My name is Ada")
+    await cold.say(thread, "I like tea")
+    assert await gone(cold.cli_processes())
+    before = await cold.session_id(thread)
+    transcript = cold.transcript(before)
     whole = transcript.read_bytes()
     lines = whole.split(b"\n")
     last = whole.rindex(b'"type":"assistant"')
@@ -234,7 +233,7 @@ async def test_a_damaged_transcript_costs_no_more_than_it_must(sidecar: Sidecar,
         "bookkeeping only": b"\n".join(lines[:2]) + b"\n",
     }[damage]
     transcript.write_bytes(damaged)
-    answer = (await sidecar.chat(thread, "Who am I?")).json()
+    answer = (await cold.chat(thread, "Who am I?")).json()
     assert answer["status"] == "completed"
     if damage in ("torn", "bad byte"):
         assert answer["session"]["outcome"] == "resumed"
@@ -242,7 +241,7 @@ async def test_a_damaged_transcript_costs_no_more_than_it_must(sidecar: Sidecar,
     else:
         assert (answer["session"]["outcome"], answer["session"]["replaced_session_id"]) == ("restarted", before)
         assert transcript.read_bytes() == damaged  # what can still be saved of it is left to a person
-    refused = await sidecar.chat(thread, "And?", if_missing="fail")
+    refused = await cold.chat(thread, "And?", if_missing="fail")
     assert refused.status_code == 200
 
 

@@ -8,6 +8,8 @@ import pytest
 from tests.faults import Behaviour, FaultyModel, fail, hold, say, tool
 from tests.server import SECONDS, Sidecar, Stream, gone
 
+pytestmark = pytest.mark.long  # `make test-all`
+
 Make = Callable[..., Sidecar]
 
 
@@ -51,7 +53,6 @@ TABLE = {
 }
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("on_disconnect", ["continue", "cancel"])
 @pytest.mark.parametrize("row", TABLE)
 async def test_a_client_goes_away(
@@ -80,21 +81,21 @@ async def test_a_client_goes_away(
 
 @pytest.mark.parametrize("on_disconnect", ["continue", "cancel"])
 async def test_a_client_goes_away_during_start_up(
-    sidecar: Sidecar, thread: str, model: FaultyModel, on_disconnect: str
+    cold: Sidecar, thread: str, model: FaultyModel, on_disconnect: str
 ) -> None:
-    assert await gone(sidecar.cli_processes(), SECONDS)  # those of the tests before
-    asking = asyncio.create_task(sidecar.chat(thread, "Hello", on_disconnect=on_disconnect))
-    while not sidecar.cli_processes():
-        await sidecar.settle()
+    assert await gone(cold.cli_processes(), SECONDS)  # those of the tests before
+    asking = asyncio.create_task(cold.chat(thread, "Hello", on_disconnect=on_disconnect))
+    while not cold.cli_processes():
+        await cold.settle()
     asking.cancel()
-    line = await sidecar.until_logged("turn", thread_id=thread)
-    assert await gone(sidecar.cli_processes(), 0)
+    line = await cold.until_logged("turn", thread_id=thread)
+    assert await gone(cold.cli_processes(), 0)
     if on_disconnect == "continue":
         assert line["status"] == "completed"
-        assert (await sidecar.history(thread))[-1] == ("assistant", "You have said 1 thing: Hello")
+        assert (await cold.history(thread))[-1] == ("assistant", "You have said 1 thing: Hello")
     else:
         assert line["status"] == "interrupted"
-    assert await sidecar.say(thread, "Hello again")
+    assert await cold.say(thread, "Hello again")
 
 
 async def test_a_client_goes_away_twice_in_a_row(sidecar: Sidecar, thread: str, model: FaultyModel) -> None:

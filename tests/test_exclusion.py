@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from tests.faults import FaultyModel
-from tests.server import Sidecar, gone
+from tests.server import Sidecar
 
 Make = Callable[..., Sidecar]
 
@@ -166,5 +166,5 @@ async def test_more_turns_than_the_limit_are_refused_until_one_has_ended(
             assert "retry-after" in refused.headers
             model.release()
             await stream.rest()
-        assert await gone(sidecar.cli_processes())
+        await sidecar.until_logged("turn", thread_id=thread)
         assert await sidecar.say(f"{thread}-b", "Hello")

@@ -9,6 +9,8 @@ import pytest
 from tests.faults import FaultyModel
 from tests.server import Sidecar, gone
 
+pytestmark = pytest.mark.long  # `make test-all`
+
 Make = Callable[..., Sidecar]
 
 # Each is a shell script in the CLI's place, put together from what a CLI says in as few words as it takes.

@@ -7,7 +7,13 @@ from typing import Any
 import pytest
 
 from tests.faults import FaultyModel, tools
-from tests.server import Sidecar, gone
+from tests.server import Sidecar
+
+
+@pytest.fixture
+def sidecar(cold: Sidecar) -> Sidecar:
+    """One whose processes have left, so that nothing but a fork could write to a transcript."""
+    return cold
 
 
 async def fork(sidecar: Sidecar, parent: str, thread: str, **fields: Any) -> Any:
@@ -24,7 +30,7 @@ async def parent(sidecar: Sidecar, thread: str) -> str:
     """A thread with two completed turns, whose process has written its last line."""
     await sidecar.say(thread, "My name is Ada")
     await sidecar.say(thread, "I like tea")
-    assert await gone(sidecar.cli_processes())
+    await sidecar.at_rest()
     return thread
 
 
@@ -188,6 +194,6 @@ async def test_a_line_separator_in_a_message_costs_the_fork_nothing(
 ) -> None:
     await sidecar.say(thread, "one\u2028two\u2029three\x85four")
     await sidecar.say(thread, "I like tea")
-    assert await gone(sidecar.cli_processes())
+    await sidecar.at_rest()
     assert (await fork(sidecar, thread, another_thread)).status_code == 201
     assert await sidecar.history(another_thread) == await sidecar.history(thread)

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from tests.faults import FaultyModel, think, tool
-from tests.server import Sidecar, gone
+from tests.server import Sidecar
 from tests.transcripts import AGENTS, get, messages, metadata, repeat, settled, texts
 
 TOKENS = ("input_tokens", "output_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
@@ -24,7 +24,7 @@ async def original(_sidecar: Sidecar) -> str:
     """A thread with two completed turns, for all to copy."""
     await _sidecar.say("the other original", "My name is Ada")
     await _sidecar.say("the other original", "I like tea")
-    assert await gone(_sidecar.cli_processes())
+    await _sidecar.at_rest()
     return "the other original"
 
 
@@ -96,7 +96,7 @@ async def test_a_volume_that_is_not_mounted_is_no_missing_transcript(
 ) -> None:
     async with a_sidecar() as sidecar:
         await sidecar.say(thread, "Hello")
-        assert await gone(sidecar.cli_processes())
+        await sidecar.at_rest()
         claude = sidecar.home / "claude"
         claude.rename(sidecar.home / "elsewhere")
         claude.mkdir()
@@ -187,7 +187,7 @@ async def test_a_title_set_right_after_an_answer_is_not_lost_to_the_process_that
 ) -> None:
     await sidecar.say(thread, "Hello")
     assert (await patch(sidecar, thread, title="At once")).status_code == 200
-    assert await gone(sidecar.cli_processes())
+    await sidecar.at_rest()
     await sidecar.say(thread, "Hello again")
     assert (await metadata(sidecar, thread))["title"] == "At once"
 

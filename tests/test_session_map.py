@@ -141,6 +141,15 @@ async def test_every_turn_bumps_the_version(sessions: SessionMap) -> None:
         assert await sessions.get(KEY) == touched
 
 
+async def test_a_mapping_that_was_used_since_it_was_seen_is_not_removed(sessions: SessionMap) -> None:
+    seen = await sessions.add(KEY, "s1")
+    touched = await sessions.touch(KEY, "s1")
+    assert touched is not None
+    assert await sessions.remove(KEY, version=seen.version) is None
+    assert await sessions.get(KEY) == touched
+    assert await sessions.remove(KEY, expected="s1", version=touched.version) == touched
+
+
 async def test_removing_returns_what_was_removed(sessions: SessionMap) -> None:
     added = await sessions.add(KEY, "s1")
     assert await sessions.remove(KEY, expected="s1") == added
@@ -286,6 +295,38 @@ async def test_a_parent_narrows_the_list_to_its_forks(sessions: SessionMap) -> N
     assert threads(first + rest) == ["p1", "p2", "x3"]
     assert threads(await sessions.page("alice", limit=9, parent_thread_id="p", thread_id_prefix="p")) == ["p2", "p1"]
     assert await sessions.page("alice", limit=9, parent_thread_id="p1") == []
+
+
+@pytest.mark.parametrize("descending", [True, False])
+async def test_pages_over_all_resources_give_every_lasting_row_once_whatever_happens_in_between(
+    sessions: SessionMap, *, descending: bool
+) -> None:
+    names = [ThreadKey(f"t{n}", resource) for n in range(6) for resource in ("alice", "bob")]
+    for key in names:
+        await fill(sessions, key.thread_id, resource_id=key.resource_id)
+    order = names[::-1] if descending else names
+    removed, listed, after = set(), [], None
+    while page := await sessions.page(None, limit=3, after=after, descending=descending):
+        listed += [mapping.key for mapping in page]
+        after = page[-1].cursor
+        unseen = [key for key in order if key not in listed]
+        for key in (page[-1].key, *unseen[1:2]):
+            removed.add(key)
+            await sessions.remove(key)
+        if len(listed) < len(names):
+            await fill(sessions, f"new{len(listed)}", resource_id="carol")
+    lasting = [key for key in order if key not in removed]
+    assert [key for key in listed if key in lasting] == lasting
+    assert len(set(listed)) == len(listed)
+
+
+async def test_a_prefix_narrows_the_list_of_all_resources_and_a_parent_cannot(sessions: SessionMap) -> None:
+    await fill(sessions, "a1", "b1")
+    await fill(sessions, "a1", resource_id="bob")
+    page = await sessions.page(None, limit=9, thread_id_prefix="a")
+    assert [mapping.key for mapping in page] == [ThreadKey("a1", "bob"), ThreadKey("a1", "alice")]
+    with pytest.raises(ValueError, match="resource"):
+        await sessions.page(None, limit=9, parent_thread_id="a1")
 
 
 async def test_a_page_has_at_least_one_row_to_give(sessions: SessionMap) -> None:

@@ -127,16 +127,19 @@ async def test_the_file_says_whose_it_is_and_which_schema_it_has(sessions: Sqlit
         (sqlite.OLDEST_FIRST, "session_mappings_by_age"),
         (sqlite.FORKS_NEWEST_FIRST, "session_mappings_by_parent"),
         (sqlite.FORKS_OLDEST_FIRST, "session_mappings_by_parent"),
+        (sqlite.ALL_NEWEST_FIRST, "session_mappings_by_age_of_all"),
+        (sqlite.ALL_OLDEST_FIRST, "session_mappings_by_age_of_all"),
     ],
 )
 def test_a_page_is_one_walk_along_an_index(file: Path, statement: str, index: str) -> None:
     ours(file, rows=0)
-    names = ("resource_id", "created_at", "after_thread_id", "prefix", "parent_thread_id", "limit")
+    names = ("resource_id", "created_at", "after_thread_id", "after_resource_id", "prefix", "parent_thread_id", "limit")
     with plain(file) as connection:
         plan = connection.execute(f"EXPLAIN QUERY PLAN {statement}", dict.fromkeys(names, 1)).fetchall()
     assert len(plan) == 1, "a second step would be a sort"
     assert f"USING INDEX {index} (" in plan[0][3]
-    assert "(created_at,thread_id)" in plan[0][3], "a page would start at the beginning"
+    walked = "(created_at,resource_id,thread_id)" if index.endswith("of_all") else "(created_at,thread_id)"
+    assert walked in plan[0][3], "a page would start at the beginning"
 
 
 async def test_threads_of_one_instant_are_listed_once_by_name(

@@ -63,16 +63,16 @@ async def test_a_turn_that_never_began_leaves_no_mapping(
 
 
 async def test_a_reader_that_leaves_cancels_the_turn_if_it_asked_for_that(
-    sidecar: Sidecar, thread: str, model: FaultyModel
+    cold: Sidecar, thread: str, model: FaultyModel
 ) -> None:
-    async with sidecar.stream(thread, "[[hold 3]]", on_disconnect="cancel") as stream:
+    async with cold.stream(thread, "[[hold 3]]", on_disconnect="cancel") as stream:
         await stream.until_text("You have said")
-        processes = sidecar.cli_processes()
+        processes = cold.cli_processes()
     await model.gone()
     assert await gone(processes)
-    async with sidecar.rejoin(thread) as rest:
+    async with cold.rejoin(thread) as rest:
         assert (await rest.rest())[-1].data["status"] == "interrupted"
-    assert ("assistant", "You have said ") in await sidecar.history(thread)
+    assert ("assistant", "You have said ") in await cold.history(thread)
 
 
 async def test_a_turn_is_not_cancelled_while_somebody_else_reads_it(

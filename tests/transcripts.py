@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 
-from tests.server import Sidecar, gone
+from tests.server import Sidecar
 
 AGENTS = """
 [commands]
@@ -52,7 +52,7 @@ def texts(data: Iterable[dict[str, Any]]) -> list[str]:
 
 async def settled(sidecar: Sidecar, thread: str) -> Path:
     """A thread's transcript, after the last line that its process writes."""
-    assert await gone(sidecar.cli_processes())
+    await sidecar.at_rest()
     return sidecar.transcript(await sidecar.session_id(thread))
 
 

@@ -1,7 +1,18 @@
 """The only place that knows the Claude Agent SDK: options, processes, transcripts."""
 
 from sidecar.agent.options import Agents, Launch, safe_options
+from sidecar.agent.pool import Fingerprint, ProcessPool, Spare, without_session
 from sidecar.agent.process import AgentProcess
 from sidecar.agent.transcripts import Transcripts
 
-__all__ = ["AgentProcess", "Agents", "Launch", "Transcripts", "safe_options"]
+__all__ = [
+    "AgentProcess",
+    "Agents",
+    "Fingerprint",
+    "Launch",
+    "ProcessPool",
+    "Spare",
+    "Transcripts",
+    "safe_options",
+    "without_session",
+]

@@ -119,6 +119,10 @@ class Agents:
         if self._function is None and name not in self._presets:
             raise UnknownAgent(name)
 
+    def is_preset(self, name: str) -> bool:
+        """Whether this agent is the same for every thread."""
+        return self._function is None and name in self._presets
+
     async def _ask(self, name: str, key: ThreadKey) -> ClaudeAgentOptions:
         assert self._function is not None  # noqa: S101 - for the type checker
         try:

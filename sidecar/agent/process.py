@@ -5,6 +5,7 @@ import contextlib
 import logging
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable
+from pathlib import Path
 from typing import Any
 
 from anyio.abc import Process
@@ -60,15 +61,29 @@ class AgentProcess:
         self._idle.set()
         self._starting: asyncio.Future[None] | None = None
         self.exit_status: int | None = None  # after `close`; negative for a signal
-        self.prompted = False  # from the first prompt on, only `interrupt` keeps what was answered
+        self.prompted = False  # while a turn has its prompt; then only `interrupt` keeps what was answered
+        self._ended = False
 
     @property
     def pid(self) -> int | None:
         """The process's ID, once it has been started."""
         return self._client.process.pid if self._client.process else None
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether the process runs and can be given a prompt: it was never told to end."""
+        process = self._client.process
+        return process is not None and process.returncode is None and not self._ended and not _has_exited(process.pid)
+
+    async def wait_for_exit(self) -> None:
+        """Wait until the process has ended by itself."""
+        if self._client.process is not None:
+            await self._client.process.wait()
+
     async def start(self) -> None:
         """Start the process and connect to it. Raises AgentStartFailed; nothing is left running then."""
+        if self._ended:
+            raise AgentStartFailed("It was stopped before it was started.")
         self._starting = asyncio.ensure_future(self._client.connect())
         await asyncio.wait([self._starting])
         if self._starting.cancelled():
@@ -99,6 +114,7 @@ class AgentProcess:
             raise AgentFailed(self._explain(error)) from error
         finally:
             self._idle.set()
+            self.prompted = False
         raise AgentFailed("The agent's process ended in mid-turn.")
 
     async def interrupt(self, grace: float) -> None:
@@ -117,6 +133,7 @@ class AgentProcess:
 
     async def end(self) -> None:
         """End a process that does not react, while it starts or runs: terminate, then kill. `start` or `run` fails."""
+        self._ended = True
         for signal in ("terminate", "kill"):
             self._client.send_signal(signal)
             if await _within(TERMINATE_SECONDS, self._settled()):
@@ -149,6 +166,15 @@ class AgentProcess:
         if self._stderr:
             logger.warning("the CLI's last words: %s", " | ".join(self._stderr)[-2000:])
         return f"The agent's process failed: {type(error).__name__}. The server's log has its last words."
+
+
+def _has_exited(pid: int) -> bool:
+    """Whether a child has ended, even if the event loop has not heard of it yet; False where there is no /proc."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return Path("/proc/self").exists()
+    return stat.rpartition(")")[2].split()[0] in "ZX"
 
 
 async def _within(seconds: float, waiting: Awaitable[object]) -> bool:

@@ -5,8 +5,10 @@ goes to a thread. Session IDs are canonical UUIDs from our own table, never anyt
 """
 
 import asyncio
+import contextlib
 import json
 import os
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,18 +78,26 @@ class Transcripts:
         return await asyncio.to_thread(self._fork, session_id, up_to)
 
     async def delete(self, session_id: str) -> bool:
-        """Remove a transcript and those of its subagents; whether there was one."""
-        try:
-            await asyncio.to_thread(delete_session, session_id)
-        except FileNotFoundError:
-            return False
-        return True
+        """Remove a transcript, those of its subagents and what was set aside of it; whether there was anything."""
+        return await asyncio.to_thread(self._delete, session_id)
 
     async def set_aside(self, session_id: str) -> None:
         """Rename a file that the SDK cannot resume, so that its session ID can be used again. It is kept."""
         path = await asyncio.to_thread(self._find, session_id)
         if path is not None:
             await asyncio.to_thread(path.rename, path.with_suffix(f".unreadable-{time.time_ns()}"))
+
+    def _delete(self, session_id: str) -> bool:
+        found = bool(list(self._projects.glob(f"*/{session_id}*")))
+        with contextlib.suppress(FileNotFoundError):
+            delete_session(session_id)
+        # The SDK's function leaves a file that is empty or was set aside, and the subagents' where there is no other.
+        for path in self._projects.glob(f"*/{session_id}*"):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+        return found
 
     def _fork(self, session_id: str, up_to: str) -> str:
         path = self._find(session_id)

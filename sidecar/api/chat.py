@@ -30,7 +30,7 @@ async def chat(request: Request) -> Response:
 async def rejoin(request: Request) -> Response:
     """`GET /v1/chat`: the stream of the running or just ended turn, from after `Last-Event-ID`."""
     asked = query(request, RejoinQuery)
-    turn = _turns(request).latest(asked.key)
+    turn = _turns(request).threads.latest(asked.key)
     if turn is None or asked.turn_id not in (None, turn.id):
         return Response(status_code=204)
     return TurnResponse(request, turn, after=_last_event_id(request))
@@ -39,7 +39,7 @@ async def rejoin(request: Request) -> Response:
 async def interrupt(request: Request) -> Response:
     """`POST /v1/chat/interrupt`: stop the running turn and wait until it has ended."""
     asked = await body(request, Thread)
-    turn = _turns(request).running(asked.key)
+    turn = _turns(request).threads.running(asked.key)
     if turn is None:
         if await cast("SessionMap", request.state.sessions).get(asked.key) is None:
             raise SessionNotFound("There is no such thread of this resource, so nothing to interrupt.")

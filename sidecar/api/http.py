@@ -22,15 +22,14 @@ from sidecar.errors import (
     BodyTooLarge,
     ForbiddenHost,
     ForbiddenOrigin,
-    InternalError,
     InvalidJson,
     InvalidRequest,
     MessageTooLarge,
     MethodNotAllowed,
     NotFound,
     SidecarError,
-    StoreFailed,
     UnsupportedMediaType,
+    told,
 )
 from sidecar.settings import Settings, SettingsError
 
@@ -140,7 +139,7 @@ async def on_sidecar_error(request: Request, error: Exception) -> Response:
 async def on_store_error(request: Request, error: Exception) -> Response:
     """The exception handler for a session map that fails."""
     logger.error("the session map failed: %s", error)
-    return problem(request, StoreFailed(str(error), retry_after=5))
+    return problem(request, told(error))
 
 
 async def on_http_error(request: Request, error: Exception) -> Response:
@@ -158,7 +157,7 @@ async def on_http_error(request: Request, error: Exception) -> Response:
 
 async def on_any_error(request: Request, error: Exception) -> Response:
     """The exception handler for what nobody foresaw; the server's log has the traceback."""
-    return problem(request, InternalError("The sidecar failed; its server's log has the reason."))
+    return problem(request, told(error))
 
 
 class Front:

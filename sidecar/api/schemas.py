@@ -39,19 +39,19 @@ Label = Annotated[str, Field(max_length=MAX_ID_CHARS), AfterValidator(_text), Af
 
 def encode(cursor: Cursor) -> str:
     """A cursor as the opaque `next` of a page."""
-    position = json.dumps([cursor.created_at_us, cursor.thread_id], separators=(",", ":"))
+    position = json.dumps([cursor.created_at_us, cursor.thread_id, cursor.resource_id], separators=(",", ":"))
     return base64.urlsafe_b64encode(position.encode()).decode().rstrip("=")
 
 
 def _decode(text: object) -> Cursor:
     try:
         text = str(text)
-        created, thread_id = json.loads(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
+        created, thread_id, resource_id = json.loads(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
     except (ValueError, TypeError):
-        created, thread_id = None, None
-    if not isinstance(created, int) or not isinstance(thread_id, str):
+        created, thread_id, resource_id = None, None, None
+    if not isinstance(created, int) or not isinstance(thread_id, str) or not isinstance(resource_id, str):
         raise ValueError("not a cursor of this list; take it from `next`")  # noqa: TRY004 - pydantic's way
-    return Cursor(created, _opaque_id(thread_id))
+    return Cursor(created, _opaque_id(thread_id), _opaque_id(resource_id))
 
 
 class _Model(BaseModel):
@@ -165,6 +165,12 @@ class ForkRequest(Thread, _TurnOptions):
         return self._turn(self.key, self.message, fork_of=self.parent, at_message_id=self.at_message_id)
 
 
+class WarmRequest(Thread):
+    """The body of `POST /v1/session/warm`."""
+
+    agent: Annotated[str, Field(min_length=1, max_length=MAX_ID_CHARS)] = "default"
+
+
 class RejoinQuery(Thread):
     """The query of `GET /v1/chat`. `turn_id` names the turn that `Last-Event-ID` counts in."""
 
@@ -207,7 +213,7 @@ class MessagesQuery(Thread):
 class ListQuery(_Model):
     """The query of `GET /v1/sessions`. `q` is looked for in titles and first prompts, without regard to case."""
 
-    resource_id: ID
+    resource_id: ID | None = None
     limit: Annotated[int, Field(ge=1, le=200)] = 50
     after: Annotated[Cursor, BeforeValidator(_decode)] | None = None
     order: Literal["asc", "desc"] = "desc"
@@ -215,3 +221,9 @@ class ListQuery(_Model):
     parent_thread_id: ID | None = None
     include: Literal["metadata"] | None = None
     q: Label | None = None
+
+    @model_validator(mode="after")
+    def _parent_has_its_resource(self) -> Self:
+        if self.parent_thread_id is not None and self.resource_id is None:
+            raise ValueError("`parent_thread_id` needs a `resource_id`: it names one resource's thread")
+        return self

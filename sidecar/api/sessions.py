@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, Response
 from session_store import Cursor, SessionMap, SessionMapping, ThreadKey
 from sidecar.agent.history import History, Metadata
 from sidecar.api.http import body, query
-from sidecar.api.schemas import ListQuery, SessionPatch, SessionQuery, Thread, encode
+from sidecar.api.schemas import ListQuery, SessionPatch, SessionQuery, encode
 from sidecar.errors import InvalidRequest, SessionNotFound
 from sidecar.settings import Settings
 from sidecar.turns import Turns
@@ -29,7 +29,7 @@ class Json(JSONResponse):
 
 
 async def list_sessions(request: Request) -> Response:
-    """`GET /v1/sessions`: one page of a resource's mappings, newest first.
+    """`GET /v1/sessions`: one page of a resource's mappings, newest first; of all resources' where none is named.
 
     With `q`, those whose title or first prompt holds it. These are read from the heads and tails of the transcripts, of
     up to `MOST_SEARCHED` sessions a call: a page may then hold less than asked for, or nothing, while `has_more` says
@@ -77,14 +77,6 @@ async def update_session(request: Request) -> Response:
     return Json(session_object(mapping, running=False) | {"metadata": dataclasses.asdict(outline)})
 
 
-async def delete_session(request: Request) -> Response:
-    """`DELETE /v1/session`: forget a mapping. The transcript stays. Deleting what is not there is no error."""
-    asked = query(request, Thread)
-    async with cast("Turns", request.state.turns).hold(asked.key):
-        await _sessions(request).remove(asked.key)
-    return Response(status_code=204)
-
-
 def session_object(mapping: SessionMapping, *, running: bool) -> dict[str, Any]:
     """A mapping as callers see it."""
     return {
@@ -107,7 +99,7 @@ def rfc3339(moment: datetime) -> str:
 
 def is_running(request: Request, mapping: SessionMapping) -> bool:
     """Whether a turn runs on the thread."""
-    return cast("Turns", request.state.turns).running(mapping.key) is not None
+    return cast("Turns", request.state.turns).threads.running(mapping.key) is not None
 
 
 async def mapped(request: Request, key: ThreadKey) -> SessionMapping:

@@ -138,17 +138,23 @@ def messages(sidecar: Sidecar, resource: str, thread: str, limit: int | None) ->
 
 @_call("rm")
 @click.argument("thread")
+@click.option(
+    "--transcript", type=click.Choice(["keep", "delete"]), default="keep", help="What becomes of what was said."
+)
+@click.option("--force", is_flag=True, help="Stop a turn that runs there first.")
 @click.option("-y", "--yes", is_flag=True, help="Do not ask. Nobody is asked where stdin is not a terminal.")
-def rm(sidecar: Sidecar, resource: str, thread: str, *, yes: bool) -> None:
-    """Forget a thread. The SDK's transcript of it stays.
+def rm(sidecar: Sidecar, resource: str, thread: str, *, transcript: str, force: bool, yes: bool) -> None:
+    """Forget a thread. The SDK's transcript of it stays unless it is deleted too.
 
     \b
-    Example:
+    Examples:
       session-sidecar rm -r alice trip-by-train --yes
+      session-sidecar rm -r alice trip-by-train --transcript delete --force --yes
     """
     if not yes and sys.stdin.isatty() and not click.confirm(f"Forget {thread!r} of {resource!r}?", err=True):
         sys.exit(1)
-    sidecar.call("DELETE", "/v1/session", thread_id=thread, resource_id=resource)
+    options = {"transcript": transcript, **({"force": "true"} if force else {})}
+    sidecar.call("DELETE", "/v1/session", thread_id=thread, resource_id=resource, **options)
 
 
 @_call("show")

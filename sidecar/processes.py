@@ -1,0 +1,108 @@
+"""The process for a turn: one that is ready where there is one, else a new one; and what becomes of it afterwards."""
+
+import contextlib
+import uuid
+from collections.abc import Iterator
+
+from claude_agent_sdk import ClaudeAgentOptions
+
+from session_store import SessionMapping, ThreadKey
+from sidecar.agent import AgentProcess, Agents, Fingerprint, Launch, ProcessPool, Spare, Transcripts, without_session
+from sidecar.planning import Plan
+from sidecar.turn import Turn
+
+
+class Processes:
+    """Agent processes by what a turn needs. Whoever asks for one has the claim on its thread."""
+
+    def __init__(self, agents: Agents, transcripts: Transcripts, pool: ProcessPool) -> None:
+        self._agents = agents
+        self._transcripts = transcripts
+        self._pool = pool
+
+    @contextlib.contextmanager
+    def spare(self, turn: Turn) -> Iterator[Spare | None]:
+        """A connected process that waits for a new session, in case the thread has none. Unused, it goes back."""
+        spare = self._pool.take_spare(turn.request.agent)
+        try:
+            yield spare
+        finally:
+            if spare is not None and not spare.used:
+                self._pool.give_back(turn.request.agent, spare)
+
+    async def get(self, turn: Turn, plan: Plan, spare: Spare | None) -> AgentProcess:
+        """The process for this turn: warm, the spare, or a new one that `connect` has yet to start.
+
+        Raises UnknownAgent and AgentMisconfigured.
+        """
+        agent, key = turn.request.agent, turn.request.key
+        if plan.outcome != "resumed":
+            await self._pool.drop(key)  # what is connected there has a session that the thread has no more
+        if spare is not None and spare.session_id == plan.launch.session_id:
+            spare.used = True
+            return spare.process
+        options = await self._agents.options(agent, key, plan.launch)
+        state = Fingerprint(plan.launch.session_id, plan.version, turn.transcript_size, without_session(options))
+        warm = self._pool.take(key, state) if plan.outcome == "resumed" else None
+        return warm or AgentProcess(options)
+
+    async def connect(self, process: AgentProcess) -> None:
+        """Start a process that is not connected yet. Raises AgentStartFailed."""
+        if not process.is_alive:
+            await self._pool.start(process)
+
+    async def put(self, turn: Turn, plan: Plan, mapping: SessionMapping | None, process: AgentProcess) -> None:
+        """Keep the process for the thread's next turn if it can be trusted with that, else see it gone.
+
+        `mapping` is the thread's as the turn has left it, None where the turn did not come to a result.
+        """
+        if mapping is None or not await self._keep(turn, mapping, process):
+            await process.close()
+        await self._refill(turn.request.agent, turn.request.key)
+
+    async def warm_up(self, mapping: SessionMapping, agent: str) -> None:
+        """Connect a process to a thread's session before its next message comes, unless one is there."""
+        key, session_id = mapping.key, mapping.sdk_session_id
+        info = await self._transcripts.info(session_id)
+        if info is None:
+            return
+        options = await self._agents.options(agent, key, Launch(session_id, session_id))
+        state = Fingerprint(session_id, mapping.version, info.size, without_session(options))
+        if self._pool.has(key, state):
+            return
+        await self._pool.drop(key)
+        process = AgentProcess(options)
+        try:
+            await self._pool.start(process)
+        finally:
+            if not self._pool.keep(key, state, process):
+                await process.close()
+
+    async def drop(self, key: ThreadKey) -> None:
+        """Close the thread's process, if one is connected, and see it gone: its transcript is about to change."""
+        await self._pool.drop(key)
+
+    async def close(self) -> None:
+        """Close every process that is kept."""
+        await self._pool.close()
+
+    async def _keep(self, turn: Turn, mapping: SessionMapping, process: AgentProcess) -> bool:
+        if turn.status not in ("completed", "interrupted") or not self._pool.most_warm:
+            return False
+        info = await self._transcripts.info(mapping.sdk_session_id)
+        if info is None:
+            return False
+        options = await self._options(turn)
+        state = Fingerprint(mapping.sdk_session_id, mapping.version, info.size, without_session(options))
+        return self._pool.keep(turn.request.key, state, process)
+
+    async def _options(self, turn: Turn) -> ClaudeAgentOptions:
+        """The agent's options as they are now: an operator's function may give others for the next turn."""
+        return await self._agents.options(turn.request.agent, turn.request.key, Launch(""))
+
+    async def _refill(self, agent: str, key: ThreadKey) -> None:
+        """Have a spare ready for the next new thread; only of agents that are the same for every thread."""
+        if self._agents.is_preset(agent):
+            session_id = str(uuid.uuid4())
+            options = await self._agents.options(agent, key, Launch(session_id))
+            self._pool.refill(agent, Spare(AgentProcess(options), session_id))

@@ -1,0 +1,118 @@
+"""Which turn is on which thread, who waits for it, and which one has just ended."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+from session_store import ThreadKey
+from sidecar.claims import Claims
+from sidecar.errors import QueueFull, SidecarError, ThreadBusy, ThreadExists
+from sidecar.turn import Turn
+
+
+class Hold:
+    """Has a thread for a moment, to change its mapping or its process while no turn runs."""
+
+
+class Threads:
+    """The threads in use. All that is asked here is decided without awaiting."""
+
+    def __init__(self, *, queue_turns: int, replay_seconds: float) -> None:
+        """`queue_turns` may wait for one thread; a turn that ended can be rejoined for `replay_seconds`."""
+        self._queue_turns = queue_turns
+        self._replay_seconds = replay_seconds
+        self._claims: Claims[Turn | Hold] = Claims()
+        self._ended: dict[ThreadKey, Turn] = {}
+
+    def running(self, key: ThreadKey) -> Turn | None:
+        """The turn that has the thread and has not ended."""
+        holder = self._claims.holder(key)
+        return holder if isinstance(holder, Turn) and not holder.ended.is_set() else None
+
+    def latest(self, key: ThreadKey) -> Turn | None:
+        """The running turn, or the one that ended a short while ago."""
+        return self.running(key) or self._ended.get(key)
+
+    def turns(self, key: ThreadKey) -> list[Turn]:
+        """The turns that run on a thread or wait for it."""
+        everyone = (self._claims.holder(key), *self._claims.waiting(key))
+        return [turn for turn in everyone if isinstance(turn, Turn) and not turn.ended.is_set()]
+
+    def busy(self) -> list[ThreadKey]:
+        """The threads that turns run on or wait for."""
+        return [key for key in self._claims if self.turns(key)]
+
+    def is_free(self, key: ThreadKey) -> bool:
+        """Whether nobody has the thread."""
+        return self._claims.holder(key) is None
+
+    def enter(self, turn: Turn) -> asyncio.Future[None]:
+        """Put a turn on its thread, as its request says about those before it; the future is done once it has it.
+
+        Raises ThreadBusy, QueueFull and, for the first turn of a fork, ThreadExists.
+        """
+        request = turn.request
+        running, waiting = self.running(request.key), self._claims.waiting(request.key)
+        if running is None and not waiting:
+            return self._claims.enter(request.key, turn)
+        if request.fork_of is not None:
+            raise ThreadExists("Choose another `thread_id`; a turn is running on this one.")
+        if request.multitask_strategy == "reject":
+            raise ThreadBusy(
+                "One turn at a time. Wait for it, stop it, or send `multitask_strategy`: `enqueue` or `interrupt`.",
+                retry_after=1,
+            )
+        if request.multitask_strategy == "enqueue":
+            if len(waiting) >= self._queue_turns:
+                raise QueueFull(f"{len(waiting)} turns wait for this thread already.", retry_after=5)
+            return self._claims.enter(request.key, turn)
+        # An interrupt stops the running turn and those that came to interrupt before it, and goes ahead of those that
+        # wait for their turn; but nobody passes a hold.
+        for other in (running, *waiting):
+            if isinstance(other, Turn) and (other is running or other.request.multitask_strategy == "interrupt"):
+                other.stop()
+        held = any(isinstance(waiter, Hold) for waiter in waiting)
+        return self._claims.enter(request.key, turn, first=not held)
+
+    def leave(self, turn: Turn) -> None:
+        """Hand the thread to the next, or leave its queue."""
+        self._claims.release(turn.request.key, turn)
+
+    @contextlib.asynccontextmanager
+    async def hold(self, key: ThreadKey, *, stop: SidecarError | None = None) -> AsyncIterator[None]:
+        """Keep turns off a thread.
+
+        If one runs or waits there: stops them all for the reason `stop`, or raises ThreadBusy where there is none.
+        """
+        turns = self.turns(key)
+        if turns and stop is None:
+            raise ThreadBusy("Wait for it, or stop it first; a deletion takes `force=true` for that.", retry_after=1)
+        for turn in turns:
+            turn.stop(stop)
+        hold = Hold()
+        try:
+            await self._claims.enter(key, hold)
+            yield
+        finally:
+            self._claims.release(key, hold)
+
+    def stop_all(self, reason: SidecarError) -> None:
+        """Stop every turn that runs or waits."""
+        for key in self.busy():
+            for turn in self.turns(key):
+                turn.stop(reason)
+
+    def remember(self, turn: Turn) -> None:
+        """Keep an ended turn for those who rejoin it, for a while."""
+        key = turn.request.key
+        self._ended[key] = turn
+
+        def forget() -> None:
+            if self._ended.get(key) is turn:
+                del self._ended[key]
+
+        asyncio.get_running_loop().call_later(self._replay_seconds, forget)
+
+    def forget(self, key: ThreadKey) -> None:
+        """Let nobody rejoin the turn that ended on this thread."""
+        self._ended.pop(key, None)

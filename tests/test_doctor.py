@@ -1,0 +1,211 @@
+"""The doctor: finds what the session map and the disk do not agree on, and mends it without losing anything unasked."""
+
+import asyncio
+import json
+import os
+import pty
+import shutil
+import sqlite3
+import sys
+import uuid
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.faults import FaultyModel
+from tests.server import SECONDS, Sidecar, gone
+
+pytestmark = pytest.mark.long  # `make test-all`
+
+Make = Callable[..., Sidecar]
+
+
+async def run(home: Path, *options: str, stdin: int = asyncio.subprocess.DEVNULL) -> tuple[int, str]:
+    """`session-sidecar doctor`: its exit status and what it printed."""
+    process = await asyncio.create_subprocess_exec(
+        str(Path(sys.executable).with_name("session-sidecar")),
+        *("doctor", "--home", str(home), *options),
+        stdin=stdin,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL if "--json" in options else asyncio.subprocess.STDOUT,
+        env={k: v for k, v in os.environ.items() if not k.startswith("SIDECAR_")},
+    )
+    async with asyncio.timeout(SECONDS):
+        out, _ = await process.communicate()
+    assert process.returncode is not None
+    return process.returncode, out.decode()
+
+
+async def report(home: Path, *options: str) -> dict[str, Any]:
+    """What `--json` says; its exit status tells the same."""
+    status, out = await run(home, "--json", *options)
+    found: dict[str, Any] = json.loads(out)
+    assert status == (0 if found["healthy"] else 1)
+    return found
+
+
+def kinds(found: dict[str, Any]) -> list[str]:
+    return [finding["kind"] for finding in found["findings"]]
+
+
+def change(home: Path, statement: str, *values: object) -> None:
+    with closing(sqlite3.connect(home / "sidecar.db")) as database, database:
+        database.execute(statement, values)
+
+
+@pytest.fixture(scope="module")
+async def _home(model_env: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    async with Sidecar(tmp_path_factory.mktemp("doctor") / "home", model_env) as sidecar:
+        for thread in ("t1", "t2"):
+            await sidecar.say(thread, "Hello")
+    return sidecar.home
+
+
+@pytest.fixture
+def home(_home: Path, tmp_path: Path) -> Path:
+    """The home of a sidecar that has two threads and was stopped."""
+    return shutil.copytree(_home, tmp_path / "home")
+
+
+def transcript(home: Path, thread: str) -> Path:
+    with closing(sqlite3.connect(home / "sidecar.db")) as database:
+        rows = database.execute("SELECT sdk_session_id FROM session_mappings WHERE thread_id = ?", (thread,))
+        return next(home.glob(f"claude/projects/*/{rows.fetchone()[0]}.jsonl"))
+
+
+async def test_a_home_that_was_left_in_order_is_healthy_and_stays_as_it_is(home: Path) -> None:
+    found = await report(home)
+    assert found == {
+        "home": str(home),
+        "healthy": True,
+        "in_use": None,
+        "mappings": 2,
+        "transcripts": 2,
+        "findings": [],
+    }
+    assert await run(home) == (0, "healthy (2 mappings, 2 transcripts)\n")
+    assert (await report(home, "--fix"))["healthy"]
+
+
+async def test_a_mapping_whose_transcript_is_gone_is_removed_only_if_a_person_says_so(home: Path) -> None:
+    transcript(home, "t1").unlink()
+    for options in ((), ("--fix",)):
+        found = await report(home, *options)
+        assert kinds(found) == ["dead_mapping"]
+        assert (found["findings"][0]["thread_id"], found["findings"][0]["fixed"]) == ("t1", False)
+    status, out = await run(home, "--fix")
+    assert status == 1
+    assert "on a terminal to be asked" in out
+    for answer, left in ((b"n\n", 1), (b"y\n", 0)):
+        ours, theirs = pty.openpty()
+        os.write(ours, answer)
+        status, out = await run(home, "--fix", stdin=theirs)
+        os.close(ours)
+        os.close(theirs)
+        assert "Remove 1 mapping(s) whose conversation is gone?" in out
+        assert status == left
+    assert (await report(home))["mappings"] == 1
+
+
+async def test_a_mapping_whose_first_turn_never_ended_is_removed(home: Path) -> None:
+    columns = "(thread_id, resource_id, sdk_session_id, created_at, updated_at)"
+    change(home, f"INSERT INTO session_mappings {columns} VALUES ('new', 'alice', ?, 0, 0)", str(uuid.uuid4()))
+    assert kinds(await report(home)) == ["dead_mapping"]
+    found = await report(home, "--fix")
+    assert (found["healthy"], found["findings"][0]["fixed"]) == (True, True)
+    assert (await report(home))["findings"] == []
+
+
+async def test_a_transcript_that_cannot_be_resumed_is_left_to_a_person(home: Path) -> None:
+    transcript(home, "t1").write_text("garbage\n")
+    for _ in range(2):
+        found = await report(home, "--fix")
+        assert kinds(found) == ["dead_mapping"]
+        assert "cannot resume" in found["findings"][0]["what"]
+
+
+async def test_what_no_thread_has_is_deleted_only_if_a_person_says_so(home: Path) -> None:
+    kept = transcript(home, "t2")
+    stray = transcript(home, "t1")
+    change(home, "DELETE FROM session_mappings WHERE thread_id = 't1'")
+    aside = kept.with_suffix(".unreadable-1")
+    aside.write_text("old")
+    alone = kept.with_name(str(uuid.uuid4())) / "subagents"
+    alone.mkdir(parents=True)
+    found = await report(home, "--fix")
+    assert kinds(found) == ["unmapped_transcript", "leftover", "leftover"]
+    assert found["findings"][0]["sdk_session_id"] == stray.stem
+    ours, theirs = pty.openpty()
+    os.write(ours, b"y\ny\n")
+    status, _ = await run(home, "--fix", stdin=theirs)
+    os.close(ours)
+    os.close(theirs)
+    assert status == 0
+    assert [path.exists() for path in (stray, aside, alone, kept)] == [False, False, False, True]
+
+
+async def test_a_config_directory_that_is_not_mounted_is_one_finding_and_not_one_a_mapping(home: Path) -> None:
+    (home / "claude").rename(home / "unmounted")
+    (home / "claude").mkdir()
+    found = await report(home, "--fix")
+    assert kinds(found) == ["no_marker"]
+    assert found["mappings"] == 2
+
+
+@pytest.mark.parametrize(("written", "expected"), [('{"cleanupPeriodDays": 30}', ["sweeping"]), ("{}", []), ("{", [])])
+async def test_a_config_directory_that_a_cli_would_sweep_is_found(
+    home: Path, written: str, expected: list[str]
+) -> None:
+    (home / "claude" / "settings.json").write_text(written)
+    assert kinds(await report(home)) == expected
+
+
+async def test_a_cli_that_runs_without_a_sidecar_is_ended(home: Path) -> None:
+    env = {**os.environ, "CLAUDE_CONFIG_DIR": str(home / "claude")}
+    process = await asyncio.create_subprocess_exec("sleep", "60", env=env)
+    started = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[19]
+    entry = {"pid": process.pid, "procStart": started, "sessionId": transcript(home, "t1").stem}
+    (home / "claude" / "sessions" / f"{process.pid}.json").write_text(json.dumps(entry))
+    found = await report(home)
+    assert (kinds(found), found["findings"][0]["pid"]) == (["live_cli"], process.pid)
+    assert process.returncode is None
+    assert (await report(home, "--fix"))["healthy"]
+    assert await gone([process.pid])
+    await process.wait()
+
+
+async def test_a_damaged_database_is_a_finding(home: Path) -> None:
+    (home / "sidecar.db").write_bytes(b"SQLite format 3\0" + b"x" * 4096)
+    found = await report(home, "--fix")
+    assert kinds(found) == ["database"]
+
+
+async def test_a_home_where_no_sidecar_ran_is_not_made_one(tmp_path: Path) -> None:
+    status, out = await run(tmp_path / "nowhere")
+    assert status == 2
+    assert "no sidecar has run here" in out
+    assert not (tmp_path / "nowhere").exists()
+
+
+async def test_beside_a_running_sidecar_it_reads_and_does_not_mend(
+    a_sidecar: Make, thread: str, model: FaultyModel
+) -> None:
+    async with a_sidecar() as sidecar:
+        await sidecar.say("t1", "Hello")
+        await sidecar.say("t2", "Hello")
+        async with sidecar.stream("new", "Hello [[hold 1]]") as stream:
+            await stream.until_text()
+            found = await report(sidecar.home)
+            assert (found["healthy"], found["mappings"], found["findings"]) == (True, 3, [])
+            assert str(sidecar.process.pid) in found["in_use"]
+            status, out = await run(sidecar.home, "--fix")
+            assert status == 2
+            assert "is in use by process" in out
+            model.release()
+            await stream.rest()
+        assert "First: Hello" in await sidecar.say("new", "And?")
+        (sidecar.home / "claude" / "settings.json").write_text('{"cleanupPeriodDays": 1}')
+        assert kinds(await report(sidecar.home)) == ["sweeping"]

@@ -1,0 +1,235 @@
+"""Processes that are kept ready make turns faster and change nothing else."""
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from tests.faults import FaultyModel
+from tests.server import SECONDS, Sidecar, gone
+
+Make = Callable[..., Sidecar]
+WARM = {"SIDECAR_WARM_SESSIONS": "4", "SIDECAR_SPARE_PROCESSES": "0"}
+
+
+@pytest.fixture(scope="module")
+async def _warm(model_env: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Sidecar]:
+    home = tmp_path_factory.mktemp("warm")
+    agents = home / "agents.toml"
+    agents.write_text('[default]\n[terse]\nsystem_prompt = "Be terse."\n')
+    async with Sidecar(home / "home", {**model_env, **WARM}, "--agents", str(agents)) as sidecar:
+        yield sidecar
+
+
+@pytest.fixture
+def warm(_warm: Sidecar, model: FaultyModel) -> Sidecar:
+    """A sidecar that keeps four sessions connected, and no spares."""
+    return _warm
+
+
+async def only_process(sidecar: Sidecar, thread: str) -> int:
+    """The process that is connected to a thread's session."""
+    session_id = await sidecar.session_id(thread)
+    for pid in sidecar.cli_processes():
+        entry = sidecar.home / "claude" / "sessions" / f"{pid}.json"
+        if entry.exists() and session_id in entry.read_text():
+            return pid
+    raise AssertionError("no process is connected to this session")
+
+
+async def test_a_follow_up_turn_has_the_process_of_the_one_before(warm: Sidecar, thread: str) -> None:
+    await warm.say(thread, "My name is Ada")
+    process = await only_process(warm, thread)
+    assert await warm.say(thread, "Who am I?") == "You have said 2 things. First: My name is Ada; last: Who am I?"
+    assert await only_process(warm, thread) == process
+    assert len(await warm.history(thread)) == 4
+
+
+async def test_what_another_program_wrote_to_the_session_is_not_lost(warm: Sidecar, thread: str) -> None:
+    await warm.say(thread, "My name is Ada")
+    process = await only_process(warm, thread)
+    await talk_elsewhere(warm, thread, "I like tea")
+    answer = await warm.say(thread, "What do I like?")
+    assert answer == "You have said 3 things. First: My name is Ada; last: What do I like?"
+    assert await gone([process])
+    prompts = [text for role, text in await warm.history(thread) if role == "user"]
+    assert prompts == ["My name is Ada", "I like tea", "What do I like?"]
+
+
+async def talk_elsewhere(sidecar: Sidecar, thread: str, prompt: str) -> None:
+    """Take a turn on the thread's session with the CLI itself, as a person at a shell would."""
+    import claude_agent_sdk  # noqa: PLC0415
+
+    cli = f"{claude_agent_sdk.__path__[0]}/_bundled/claude"
+    env = {**sidecar.env, "CLAUDE_CONFIG_DIR": str(sidecar.home / "claude")}
+    command = [cli, "-p", "--resume", await sidecar.session_id(thread), "--tools", "", "--", prompt]
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        cwd=sidecar.home / "workspace",
+        env=env,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    out, _ = await process.communicate()
+    assert process.returncode == 0, out
+
+
+async def test_another_agent_gets_a_process_of_its_own(warm: Sidecar, thread: str, model: FaultyModel) -> None:
+    await warm.say(thread, "Hello")
+    process = await only_process(warm, thread)
+    await warm.say(thread, "Hello", agent="terse")
+    assert await only_process(warm, thread) != process
+    assert await gone([process])
+
+
+async def test_a_process_that_dies_while_idle_is_noticed_and_no_turn_pays_for_it(warm: Sidecar, thread: str) -> None:
+    await warm.say(thread, "My name is Ada")
+    process = await only_process(warm, thread)
+    os.kill(process, signal.SIGKILL)
+    assert await gone([process])
+    assert "First: My name is Ada" in await warm.say(thread, "Who am I?")
+
+
+async def test_a_title_and_a_tag_are_kept_whatever_was_warm(warm: Sidecar, thread: str) -> None:
+    await warm.say(thread, "Hello")
+    process = await only_process(warm, thread)
+    body = {"thread_id": thread, "resource_id": "alice", "title": "Tea", "tag": "drinks"}
+    assert (await warm.http.patch("/v1/session", json=body)).status_code == 200
+    assert await gone([process], 0)
+    await warm.say(thread, "Go on")
+    key = {"thread_id": thread, "resource_id": "alice"}
+    metadata = (await warm.http.get("/v1/session", params=key)).json()["metadata"]
+    assert (metadata["title"], metadata["tag"]) == ("Tea", "drinks")
+
+
+async def test_a_deleted_thread_leaves_no_process(warm: Sidecar, thread: str) -> None:
+    await warm.say(thread, "Hello")
+    process = await only_process(warm, thread)
+    await warm.http.delete("/v1/session", params={"thread_id": thread, "resource_id": "alice"})
+    assert await gone([process], 0)
+
+
+@pytest.mark.parametrize("message", [None, "Another way"])
+async def test_forking_a_warm_thread_leaves_it_warm_and_as_it_was(
+    warm: Sidecar, thread: str, another_thread: str, message: str | None
+) -> None:
+    await warm.say(thread, "My name is Ada")
+    process = await only_process(warm, thread)
+    transcript = warm.transcript(await warm.session_id(thread))
+    before = transcript.read_bytes()
+    fields = {} if message is None else {"message": message}
+    response = await warm.post("/v1/chat/fork", another_thread, from_thread_id=thread, **fields)
+    assert response.status_code in (200, 201)
+    assert transcript.read_bytes() == before
+    await warm.say(thread, "Go on")
+    assert await only_process(warm, thread) == process
+
+
+async def test_an_interrupted_turn_leaves_its_process_fit_for_the_next(
+    warm: Sidecar, thread: str, model: FaultyModel
+) -> None:
+    await warm.say(thread, "My name is Ada")
+    process = await only_process(warm, thread)
+    async with warm.stream(thread, "Go on [[hold 3]]") as stream:
+        await stream.until_text("You have")
+        await warm.post("/v1/chat/interrupt", thread)
+        assert (await stream.rest())[-1].data["status"] == "interrupted"
+    assert "You have said 3 things." in await warm.say(thread, "And now?")
+    assert await only_process(warm, thread) == process
+    await warm.history(thread)
+
+
+@pytest.mark.long
+async def test_the_least_recently_used_makes_room(warm: Sidecar, thread: str) -> None:
+    names = [f"{thread}-{number}" for number in range(6)]
+    for name in names:
+        await warm.say(name, "Hello")
+    async with asyncio.timeout(SECONDS):
+        while len(warm.cli_processes()) > 4:
+            await warm.settle()
+    for name in names[2:]:
+        await only_process(warm, name)
+
+
+@pytest.mark.long
+async def test_an_unused_process_is_closed_after_a_while(a_sidecar: Make, thread: str) -> None:
+    async with a_sidecar(SIDECAR_WARM_IDLE_SECONDS="0.5", **WARM) as sidecar:
+        await sidecar.say(thread, "Hello")
+        assert await gone(sidecar.cli_processes(), SECONDS)
+        assert await sidecar.say(thread, "Go on")
+
+
+@pytest.mark.long
+async def test_a_new_thread_gets_the_process_that_was_waiting_for_one(a_sidecar: Make, thread: str) -> None:
+    async with a_sidecar(SIDECAR_WARM_SESSIONS="0", SIDECAR_SPARE_PROCESSES="1") as sidecar:
+        await sidecar.say(thread, "My name is Ada")
+        await sidecar.until_logged("turn", thread_id=thread)
+        (spare,) = await ready(sidecar, 1)
+        names = iter(f"{thread}-{number}" for number in range(5))  # the first may come before the spare is connected
+        while await sidecar.say(name := next(names), "My name is Bob") and not await gone([spare]):
+            pass
+        assert await sidecar.say(name, "Who am I?") == "You have said 2 things. First: My name is Bob; last: Who am I?"
+        (another,) = await ready(sidecar, 1)
+        assert another != spare
+        assert "First: My name is Ada" in await sidecar.say(thread, "Who am I?")
+
+
+async def ready(sidecar: Sidecar, number: int) -> list[int]:
+    """Wait until so many processes, and no others, are connected and idle."""
+    async with asyncio.timeout(SECONDS):
+        while len(sidecar.cli_processes()) != number or not all(registered(sidecar)):
+            await sidecar.settle()
+    return sidecar.cli_processes()
+
+
+def registered(sidecar: Sidecar) -> list[bool]:
+    """Of each process, whether it is far enough to have put itself into the CLI's registry."""
+    return [(sidecar.home / f"claude/sessions/{pid}.json").exists() for pid in sidecar.cli_processes()]
+
+
+async def test_an_opened_thread_is_warm_before_its_message_comes(a_sidecar: Make, thread: str) -> None:
+    async with a_sidecar(**WARM) as sidecar:
+        await sidecar.say(thread, "My name is Ada")
+        await sidecar.stop(signal.SIGTERM)
+        await sidecar.restart()
+        for _ in range(2):
+            assert (await sidecar.post("/v1/session/warm", thread)).status_code == 202
+        (process,) = await ready(sidecar, 1)
+        assert "First: My name is Ada" in await sidecar.say(thread, "Who am I?")
+        assert await only_process(sidecar, thread) == process
+        unknown = await sidecar.post("/v1/session/warm", f"{thread}-unknown")
+        assert (unknown.status_code, unknown.json()["code"]) == (404, "session_not_found")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+async def test_no_ready_process_outlives_the_sidecar(a_sidecar: Make, thread: str, number: signal.Signals) -> None:
+    async with a_sidecar(SIDECAR_WARM_SESSIONS="4", SIDECAR_SPARE_PROCESSES="1") as sidecar:
+        for name in (thread, f"{thread}-b"):
+            await sidecar.say(name, "My name is Ada")
+        processes = await ready(sidecar, 3)
+        await sidecar.stop(number)
+        assert await gone(processes, SECONDS if number is signal.SIGKILL else 0)
+        await sidecar.restart()
+        assert "First: My name is Ada" in await sidecar.say(thread, "Who am I?")
+
+
+@pytest.mark.long
+async def test_memory_is_bounded_with_more_threads_than_slots(warm: Sidecar, thread: str, tmp_path: Path) -> None:
+    names = [f"{thread}-{number}" for number in range(8)]
+    for text in ("My name is Ada", "Who am I?"):
+        await asyncio.gather(*(warm.say(name, text) for name in names))
+        assert len(await ready(warm, 4)) == 4
+    for name in names:
+        assert [text for role, text in await warm.history(name) if role == "user"] == ["My name is Ada", "Who am I?"]
+
+
+async def test_a_thread_that_begins_anew_leaves_no_process_of_its_old_session(warm: Sidecar, thread: str) -> None:
+    await warm.say(thread, "My name is Ada")
+    process = await only_process(warm, thread)
+    warm.transcript(await warm.session_id(thread)).unlink()
+    assert await warm.say(thread, "Who am I?") == "You have said 1 thing: Who am I?"
+    assert await gone([process], 0)
