@@ -188,6 +188,7 @@ async def test_a_stream_that_breaks_is_rejoined_where_it_broke(
         assert b"last-event-id: " in between.sent.lower()
 
 
+@pytest.mark.long
 async def test_a_turn_that_the_sidecar_lost_is_said_to_be_lost(
     a_sidecar: Make, thread: str, model: FaultyModel
 ) -> None:
@@ -386,6 +387,7 @@ def commands() -> dict[str, click.Command]:
     return {name: given for name, given in found.items() if given is not None}
 
 
+@pytest.mark.long
 async def test_every_example_in_the_help_works_as_it_stands(sidecar: Sidecar, tmp_path: Path) -> None:
     calls = [name for name in commands() if name != "serve"]
     helps = await asyncio.gather(*(command("", name, "--help") for name in calls))

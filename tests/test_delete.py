@@ -9,6 +9,8 @@ import pytest
 from tests.faults import FaultyModel
 from tests.server import SECONDS, Sidecar
 
+pytestmark = pytest.mark.long  # `make test-all`
+
 Make = Callable[..., Sidecar]
 
 
