@@ -5,8 +5,6 @@ The docstring of a class is its problem's `title`; the `detail` is given where i
 
 from typing import Any, ClassVar
 
-from session_store import SessionMapError
-
 
 class SidecarError(Exception):
     """The request failed"""
@@ -32,9 +30,6 @@ class SidecarError(Exception):
             **({"retry_after": self.retry_after} if self.retry_after is not None else {}),
             **self.extra,
         }
-
-
-# What the caller sent
 
 
 class InvalidRequest(SidecarError):
@@ -252,14 +247,3 @@ class ShuttingDown(SidecarError):
 
 class InternalError(SidecarError):
     """The sidecar failed"""
-
-    status, code = 500, "internal_error"
-
-
-def told(error: Exception) -> SidecarError:
-    """What a caller is told of an exception; all but a SidecarError itself is for the server's log."""
-    if isinstance(error, SidecarError):
-        return error
-    if isinstance(error, SessionMapError):
-        return StoreFailed(str(error), retry_after=5)
-    return InternalError("The sidecar failed; its server's log has the reason.")

@@ -15,7 +15,6 @@ from sidecar.errors import (
     SidecarError,
     TooManyTurns,
     TurnInterrupted,
-    told,
 )
 from sidecar.events import EventLog
 from sidecar.idempotency import Idempotency
@@ -24,6 +23,7 @@ from sidecar.processes import Processes
 from sidecar.results import says_session
 from sidecar.settings import Settings
 from sidecar.threads import Threads
+from sidecar.told import told
 from sidecar.turn import UNBEGUN, Turn, TurnRequest
 from sidecar.watch import watch_over
 

@@ -29,9 +29,9 @@ from sidecar.errors import (
     NotFound,
     SidecarError,
     UnsupportedMediaType,
-    told,
 )
 from sidecar.settings import Settings, SettingsError
+from sidecar.told import told
 
 logger = logging.getLogger(__name__)
 
