@@ -120,6 +120,8 @@ async def test_the_thread_is_held_until_a_cli_that_hangs_on_the_way_out_is_gone(
         left = processes(cli)
         assert left
         again = asyncio.create_task(sidecar.chat(thread, "And?"))
+        await sidecar.settle()
+        assert processes(cli) == left  # the next turn waits
         line = await sidecar.until_logged("turn", thread_id=thread)
         assert line["exit"] == -9
         assert await gone(left, 0)

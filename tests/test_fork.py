@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.faults import FaultyModel, tools
-from tests.server import Sidecar
+from tests.server import SECONDS, Sidecar
 
 
 @pytest.fixture
@@ -103,6 +103,9 @@ async def test_a_parent_with_a_running_turn_is_forked_at_its_last_completed_one(
 ) -> None:
     async with sidecar.stream(parent, "[[hold 3]]") as stream:
         await stream.until_text()
+        async with asyncio.timeout(SECONDS):
+            while len(await messages(sidecar, parent, "user")) < 3:
+                await sidecar.settle()  # the running turn's prompt is in the transcript from about here
         fields = {} if message is None else {"message": message}
         response = await fork(sidecar, parent, another_thread, **fields)
         assert response.status_code == (201 if message is None else 200)
