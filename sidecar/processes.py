@@ -4,8 +4,6 @@ import contextlib
 import uuid
 from collections.abc import Iterator
 
-from claude_agent_sdk import ClaudeAgentOptions
-
 from session_store import SessionMapping, ThreadKey
 from sidecar.agent import AgentProcess, Agents, Fingerprint, Launch, ProcessPool, Spare, Transcripts, without_session
 from sidecar.planning import Plan
@@ -51,7 +49,7 @@ class Processes:
         if not process.is_alive:
             await self._pool.start(process)
 
-    async def put(self, turn: Turn, plan: Plan, mapping: SessionMapping | None, process: AgentProcess) -> None:
+    async def put(self, turn: Turn, mapping: SessionMapping | None, process: AgentProcess) -> None:
         """Keep the process for the thread's next turn if it can be trusted with that, else see it gone.
 
         `mapping` is the thread's as the turn has left it, None where the turn did not come to a result.
@@ -92,17 +90,14 @@ class Processes:
         info = await self._transcripts.info(mapping.sdk_session_id)
         if info is None:
             return False
-        options = await self._options(turn)
+        # As they are now: an operator's function may give others for the next turn.
+        options = await self._agents.options(turn.request.agent, turn.request.key, Launch(""))
         state = Fingerprint(mapping.sdk_session_id, mapping.version, info.size, without_session(options))
         return self._pool.keep(turn.request.key, state, process)
 
-    async def _options(self, turn: Turn) -> ClaudeAgentOptions:
-        """The agent's options as they are now: an operator's function may give others for the next turn."""
-        return await self._agents.options(turn.request.agent, turn.request.key, Launch(""))
-
     async def _refill(self, agent: str, key: ThreadKey) -> None:
         """Have a spare ready for the next new thread; only of agents that are the same for every thread."""
-        if self._agents.is_preset(agent):
+        if self._agents.is_preset(agent) and self._pool.wants_spare(agent):
             session_id = str(uuid.uuid4())
             options = await self._agents.options(agent, key, Launch(session_id))
             self._pool.refill(agent, Spare(AgentProcess(options), session_id))

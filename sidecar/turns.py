@@ -71,8 +71,7 @@ class Turns:
         if self._closing:
             raise ShuttingDown("No new turns are taken. Try again when it is back.", retry_after=5)
         self._agents.check(request.agent)
-        if len(self._tasks) >= self._settings.max_turns:
-            raise TooManyTurns(f"{self._settings.max_turns} turns are under way. Try again soon.", retry_after=2)
+        self._admit()
         log = EventLog(max_events=self._settings.replay_events, max_bytes=self._settings.replay_bytes)
         turn = Turn(request, log)
         self._own(self._run(turn, self.threads.enter(turn)))
@@ -99,8 +98,7 @@ class Turns:
         self._agents.check(agent)
         if not self.threads.is_free(mapping.key) or self._closing:
             return
-        if len(self._tasks) >= self._settings.max_turns:
-            raise TooManyTurns(f"{self._settings.max_turns} turns are under way. Try again soon.", retry_after=2)
+        self._admit()
         self._own(self._warm_up(mapping.key, agent))
 
     async def _warm_up(self, key: ThreadKey, agent: str) -> None:
@@ -110,6 +108,10 @@ class Turns:
                     await self._processes.warm_up(mapping, agent)
         except Exception as error:
             logger.warning("a thread was not warmed up: %s", told(error).detail)
+
+    def _admit(self) -> None:
+        if len(self._tasks) >= self._settings.max_turns:
+            raise TooManyTurns(f"{self._settings.max_turns} turns are under way. Try again soon.", retry_after=2)
 
     def _own(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -170,8 +172,8 @@ class Turns:
             if watch is not None:
                 watch.cancel()
                 await asyncio.wait([watch])
-            if process is not None and plan is not None:
-                await self._processes.put(turn, plan, mapping, process)
+            if process is not None:
+                await self._processes.put(turn, mapping, process)
             if plan is not None and plan.made and turn.status != "completed":
                 await self._forget_unbegun(key, plan.launch.session_id)
             if turn.result is None:

@@ -131,16 +131,19 @@ class ProcessPool:
 
     def give_back(self, agent: str, spare: Spare) -> None:
         """Take back a spare that was not needed."""
-        waiting = self._spares.setdefault(agent, {})
-        if self._closing or len(waiting) >= self._most_spares:
+        if not self.wants_spare(agent):
             self._own(spare.process.close())
         else:
+            waiting = self._spares.setdefault(agent, {})
             waiting[spare] = self._idle(spare.process, lambda: waiting.pop(spare, None))
 
+    def wants_spare(self, agent: str) -> bool:
+        """Whether this agent has fewer spares than it may."""
+        return not self._closing and len(self._spares.get(agent, {})) < self._most_spares
+
     def refill(self, agent: str, spare: Spare) -> None:
-        """Start a spare in the background, unless this agent has enough. `spare` is not started yet."""
-        if not self._closing and len(self._spares.get(agent, {})) < self._most_spares:
-            self._own(self._refill(agent, spare))
+        """Start a spare, which is not started yet, in the background."""
+        self._own(self._refill(agent, spare))
 
     async def close(self) -> None:
         """Close every process and see it gone; none is kept from here on."""
