@@ -60,6 +60,17 @@ async def goes_on(sidecar: Sidecar, thread: str, session_id: str, *, known: bool
     assert history[-2] == ("user", "Go on")
 
 
+@pytest.fixture
+def deadly(tmp_path: Path) -> Path:
+    """An agents file: `deadly` has a CLI that kills the sidecar as soon as it is started."""
+    cli = tmp_path / "claude"
+    cli.write_text("#!/bin/sh\nkill -9 $PPID\nsleep 60\n")
+    cli.chmod(0o700)
+    agents = tmp_path / "agents.toml"
+    agents.write_text(f'[default]\n[deadly]\ncli_path = "{cli}"\n')
+    return agents
+
+
 @pytest.mark.parametrize("moment", [pytest.param(moment, id=moment.__name__) for moment in MOMENTS])
 @pytest.mark.parametrize("known", [False, True], ids=["new thread", "known thread"])
 async def test_the_sidecar_is_killed(
@@ -81,14 +92,9 @@ async def test_the_sidecar_is_killed(
 
 @pytest.mark.parametrize("known", [False, True], ids=["new thread", "known thread"])
 async def test_the_sidecar_is_killed_when_the_mapping_is_committed_and_the_agent_not_begun(
-    a_sidecar: Make, thread: str, tmp_path: Path, known: bool
+    a_sidecar: Make, thread: str, deadly: Path, known: bool
 ) -> None:
-    cli = tmp_path / "claude"
-    cli.write_text("#!/bin/sh\nkill -9 $PPID\nsleep 60\n")
-    cli.chmod(0o700)
-    agents = tmp_path / "agents.toml"
-    agents.write_text(f'[default]\n[deadly]\ncli_path = "{cli}"\n')
-    async with a_sidecar("--agents", str(agents)) as sidecar:
+    async with a_sidecar("--agents", str(deadly)) as sidecar:
         if known:
             await sidecar.say(thread, "My name is Ada")
         with pytest.raises(httpx.HTTPError):
@@ -99,14 +105,9 @@ async def test_the_sidecar_is_killed_when_the_mapping_is_committed_and_the_agent
 
 
 async def test_a_crash_before_the_first_message_was_written_leaves_the_session_its_id(
-    a_sidecar: Make, thread: str, another_thread: str, tmp_path: Path
+    a_sidecar: Make, thread: str, another_thread: str, deadly: Path
 ) -> None:
-    cli = tmp_path / "claude"
-    cli.write_text("#!/bin/sh\nkill -9 $PPID\nsleep 60\n")
-    cli.chmod(0o700)
-    agents = tmp_path / "agents.toml"
-    agents.write_text(f'[default]\n[deadly]\ncli_path = "{cli}"\n')
-    async with a_sidecar("--agents", str(agents)) as sidecar:
+    async with a_sidecar("--agents", str(deadly)) as sidecar:
         await sidecar.say(another_thread, "Hello")
         example = sidecar.transcript(await sidecar.session_id(another_thread))
         with pytest.raises(httpx.HTTPError):
