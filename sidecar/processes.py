@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from session_store import SessionMapping, ThreadKey
 from sidecar.agent import AgentProcess, Agents, Fingerprint, Launch, ProcessPool, Spare, Transcripts, without_session
+from sidecar.errors import SidecarError
 from sidecar.planning import Plan
 from sidecar.turn import Turn
 
@@ -52,7 +53,7 @@ class Processes:
     async def put(self, turn: Turn, mapping: SessionMapping | None, process: AgentProcess) -> None:
         """Keep the process for the thread's next turn if it can be trusted with that, else see it gone.
 
-        `mapping` is the thread's as the turn has left it, None where the turn did not come to a result.
+        `mapping` is the thread's as the turn has left it, None where the turn did not come to a result. Never fails.
         """
         if mapping is None or not await self._keep(turn, mapping, process):
             await process.close()
@@ -87,11 +88,14 @@ class Processes:
     async def _keep(self, turn: Turn, mapping: SessionMapping, process: AgentProcess) -> bool:
         if turn.status not in ("completed", "interrupted") or not self._pool.most_warm:
             return False
-        info = await self._transcripts.info(mapping.sdk_session_id)
+        try:
+            info = await self._transcripts.info(mapping.sdk_session_id)
+            # As they are now: an operator's function may give others for the next turn.
+            options = await self._agents.options(turn.request.agent, turn.request.key, Launch(""))
+        except SidecarError:  # a volume that is gone, a function that fails: the next turn tells
+            return False
         if info is None:
             return False
-        # As they are now: an operator's function may give others for the next turn.
-        options = await self._agents.options(turn.request.agent, turn.request.key, Launch(""))
         state = Fingerprint(mapping.sdk_session_id, mapping.version, info.size, without_session(options))
         return self._pool.keep(turn.request.key, state, process)
 

@@ -233,3 +233,25 @@ async def test_a_thread_that_begins_anew_leaves_no_process_of_its_old_session(wa
     warm.transcript(await warm.session_id(thread)).unlink()
     assert await warm.say(thread, "Who am I?") == "You have said 1 thing: Who am I?"
     assert await gone([process], 0)
+
+
+FAILS_THE_SECOND_TIME = """
+import itertools
+from sidecar.agent import safe_options
+asked = itertools.count(1)
+def options(key, name):
+    if next(asked) == 2:
+        raise RuntimeError
+    return safe_options()
+"""
+
+
+async def test_a_function_that_fails_when_a_turn_has_ended_costs_the_process_and_not_the_thread(
+    a_sidecar: Make, thread: str, tmp_path: Path
+) -> None:
+    (tmp_path / "forgetful.py").write_text(FAILS_THE_SECOND_TIME)
+    async with a_sidecar("--agents", "forgetful:options", PYTHONPATH=str(tmp_path), **WARM) as sidecar:
+        await sidecar.say(thread, "My name is Ada")
+        await sidecar.until_logged("turn", thread_id=thread)
+        assert await gone(sidecar.cli_processes())
+        assert "First: My name is Ada" in await sidecar.say(thread, "Who am I?")
