@@ -6,6 +6,9 @@ from typing import Any
 import click
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+# Longer than the pools of HTTP clients keep a connection. uvicorn's 5 is what httpx has too: whoever of the two is late
+# then sends a message into a connection that is being closed.
+KEEP_ALIVE_SECONDS = 75
 
 
 class _Main(click.Group):
@@ -99,6 +102,7 @@ def serve(**options: Any) -> None:
         lifespan="on",
         log_config=logs.configure(),
         access_log=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=int(settings.shutdown_seconds) + 1,
     )
     uvicorn.Server(config).run()

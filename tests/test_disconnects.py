@@ -144,3 +144,13 @@ async def test_what_a_turn_holds_in_memory_is_bounded_and_a_late_reader_is_told(
             assert '"replay_gone"' in late.response.text
         async with sidecar.rejoin(thread, after=events[-3].id) as recent:
             assert [event.id for event in await recent.rest()] == [events[-2].id, events[-1].id]
+
+
+async def test_a_connection_that_was_idle_for_longer_than_clients_keep_one_is_still_open(cold: Sidecar) -> None:
+    url = cold.http.base_url
+    reader, writer = await asyncio.open_connection(url.host, url.port)
+    writer.write(f"GET /healthz HTTP/1.1\r\nHost: {url.host}\r\n\r\n".encode())
+    assert b" 200 " in await reader.readline()
+    with pytest.raises(TimeoutError):  # closing it would end the answer
+        await asyncio.wait_for(reader.read(), 7)
+    writer.close()
