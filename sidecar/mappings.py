@@ -79,7 +79,6 @@ class Mappings:
                 return mapping, False
             if mapping is not None:
                 raise ThreadExists("This thread has another session. Choose another `thread_id`, or delete this one.")
-            await self._transcripts.check()
             if await self._transcripts.info(session_id) is None:
                 raise SessionMissing(
                     "There is no transcript of this session that could be resumed. "

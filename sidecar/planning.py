@@ -36,7 +36,6 @@ class Planner:
         Raises SessionNotFound, SessionMissing, ThreadExists, MessageNotFound, UnsafeForkPoint, TranscriptsUnavailable.
         """
         request = turn.request
-        await self._transcripts.check()
         if request.fork_of is not None:
             parent, point = await self.fork_point(request.fork_of, request.key, request.at_message_id, parent_turn)
             new = await self._sessions.add(
@@ -45,6 +44,7 @@ class Planner:
             return Plan(Launch(new.sdk_session_id, parent.sdk_session_id, point), "forked", made=True)
         mapping = await self._sessions.get(request.key)
         if mapping is None:
+            await self._transcripts.check()
             new = await self._sessions.add(request.key, new_id or make_id())
             return Plan(Launch(new.sdk_session_id), "started", made=True)
         if info := await self._transcripts.info(mapping.sdk_session_id):

@@ -6,6 +6,7 @@ goes to a thread. Session IDs are canonical UUIDs from our own table, never anyt
 
 import asyncio
 import contextlib
+import functools
 import json
 import os
 import shutil
@@ -53,17 +54,14 @@ class Transcripts:
 
         An unmounted volume looks like a directory without transcripts; every thread would be begun anew.
         """
-        if not await asyncio.to_thread(self._marker.exists):
-            raise TranscriptsUnavailable(
-                f"Nothing was changed. Mount {self._marker.parent}; if its transcripts are really lost, "
-                f"put an empty {self._marker.name} there to begin anew.",
-                retry_after=30,
-            )
+        await asyncio.to_thread(self._check)
 
     async def info(self, session_id: str) -> TranscriptInfo | None:
-        """What is known of a session's transcript, or None where the SDK could not resume it."""
-        info = await asyncio.to_thread(get_session_info, session_id)
-        return TranscriptInfo(size=info.file_size or 0) if info is not None else None
+        """What is known of a session's transcript, or None where the SDK could not resume it.
+
+        Raises TranscriptsUnavailable.
+        """
+        return await asyncio.to_thread(self._info, session_id)
 
     async def fork_point(self, session_id: str, at: str | None, *, size: int | None = None) -> str:
         """The UUID of the last message a fork is to hold: the end of the API reply that `at` belongs to, or the end.
@@ -86,6 +84,25 @@ class Transcripts:
         path = await asyncio.to_thread(self._find, session_id)
         if path is not None:
             await asyncio.to_thread(path.rename, path.with_suffix(f".unreadable-{time.time_ns()}"))
+
+    def _check(self) -> None:
+        if not self._marker.exists():
+            raise TranscriptsUnavailable(
+                f"Nothing was changed. Mount {self._marker.parent}; if its transcripts are really lost, "
+                f"put an empty {self._marker.name} there to begin anew.",
+                retry_after=30,
+            )
+
+    def _info(self, session_id: str) -> TranscriptInfo | None:
+        self._check()
+        path = self._find(session_id)
+        if path is None:
+            return None
+        try:
+            file = path.stat()
+        except FileNotFoundError:
+            return None
+        return _look(session_id, file.st_ino, file.st_size, file.st_mtime_ns)
 
     def _delete(self, session_id: str) -> bool:
         found = bool(list(self._projects.glob(f"*/{session_id}*")))
@@ -155,6 +172,13 @@ class Transcripts:
                 continue  # a torn or corrupt line costs that line
         mend(entries)
         return entries
+
+
+@functools.lru_cache(maxsize=1024)
+def _look(session_id: str, *_state: int) -> TranscriptInfo | None:
+    """What the SDK says of a transcript; remembered while the file's state is the same, as between two turns it is."""
+    info = get_session_info(session_id)
+    return TranscriptInfo(size=info.file_size or 0) if info is not None else None
 
 
 class _Entries:

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
@@ -10,11 +11,13 @@ from session_store import Cursor, ThreadKey
 from sidecar.turn import TurnRequest
 
 MAX_ID_CHARS = 256
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_UNSOUND = re.compile("[\x00-\x1f\x7f-\x9f\ufffd\ud800-\udfff]")
 
 
 def _opaque_id(value: str) -> str:
     """Somebody else's ID, kept byte for byte. What is refused cannot travel or be shown safely."""
-    if any(ord(char) < 0x20 or 0x7F <= ord(char) < 0xA0 or _is_unsound(char) for char in value):
+    if _UNSOUND.search(value):
         raise ValueError("control characters, lone surrogates and U+FFFD are not allowed")
     return value
 
@@ -23,13 +26,9 @@ def _text(value: str) -> str:
     """Text for the model. A lone surrogate is no Unicode text: the API refuses it, and with it the whole history."""
     if not value.strip():
         raise ValueError("must not be blank")
-    if any("\ud800" <= char <= "\udfff" for char in value):
+    if _SURROGATE.search(value):
         raise ValueError("lone surrogates are not allowed")
     return value
-
-
-def _is_unsound(char: str) -> bool:
-    return "\ud800" <= char <= "\udfff" or char == "\ufffd"
 
 
 ID = Annotated[str, Field(min_length=1, max_length=MAX_ID_CHARS), AfterValidator(_opaque_id)]
