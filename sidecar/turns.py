@@ -156,11 +156,12 @@ class Turns:
             watch = asyncio.create_task(watch_over(turn, process, self._settings))
             await self._processes.connect(process)
             if not turn.stopping.is_set():
-                async for message in process.run(turn.request.content):
-                    turn.last_sign = time.monotonic()
-                    if says_session(message):
-                        await self._follow(turn, plan, message["session_id"])
-                    turn.take(message)
+                async with contextlib.aclosing(process.run(turn.request.content)) as messages:
+                    async for message in messages:
+                        turn.last_sign = time.monotonic()
+                        if says_session(message):
+                            await self._follow(turn, plan, message["session_id"])
+                        turn.take(message)
         except Exception as error:
             turn.error = told(error)
             if turn.error is not error:

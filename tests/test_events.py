@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sidecar.errors import ReplayGone
-from sidecar.events import EventLog
+from sidecar.events import CHUNK_BYTES, EventLog
 
 
 def a_log(max_events: int = 100, max_bytes: int = 10_000) -> EventLog:
@@ -17,7 +17,12 @@ def a_log(max_events: int = 100, max_bytes: int = 10_000) -> EventLog:
 
 async def read(log: EventLog, after: int = 0) -> list[bytes]:
     async with asyncio.timeout(5):
-        return [frame async for frame in log.frames(after)]
+        return [frame async for chunk in log.chunks(after) for frame in frames(chunk)]
+
+
+def frames(chunk: bytes) -> list[bytes]:
+    assert chunk.endswith(b"\n\n")
+    return [frame + b"\n\n" for frame in chunk.split(b"\n\n")[:-1]]
 
 
 def ids(frames: list[bytes]) -> list[int]:
@@ -29,9 +34,9 @@ async def test_a_reader_gets_every_event_in_order_and_ends_with_the_turn() -> No
     for number in range(3):
         log.append("assistant", {"n": number})
     log.close()
-    frames = await read(log)
-    assert frames[0] == b'id: 1\nevent: assistant\ndata: {"n":0}\n\n'
-    assert ids(frames) == [1, 2, 3]
+    events = await read(log)
+    assert events[0] == b'id: 1\nevent: assistant\ndata: {"n":0}\n\n'
+    assert ids(events) == [1, 2, 3]
 
 
 async def test_a_reader_that_is_there_first_follows_the_turn() -> None:
@@ -43,6 +48,28 @@ async def test_a_reader_that_is_there_first_follows_the_turn() -> None:
     log.append("end", {})
     log.close()
     assert ids(await reading) == [1, 2]
+
+
+async def test_every_one_of_several_readers_is_woken_for_each_event() -> None:
+    log = a_log()
+    readers = [asyncio.create_task(read(log, after)) for after in (0, 0, 1)]
+    for _ in range(3):
+        await asyncio.sleep(0)
+        log.append("assistant", {})
+    await asyncio.sleep(0)
+    log.close()
+    assert [ids(await reader) for reader in readers] == [[1, 2, 3], [1, 2, 3], [2, 3]]
+
+
+async def test_events_that_are_there_at_once_come_at_once_but_no_more_than_a_slow_reader_can_take() -> None:
+    log = a_log(max_events=10_000, max_bytes=10 * CHUNK_BYTES)
+    for number in range(5_000):
+        log.append("assistant", {"n": number})
+    log.close()
+    chunks = [chunk async for chunk in log.chunks()]
+    assert 1 < len(chunks) < 10
+    assert max(map(len, chunks)) < CHUNK_BYTES + 100
+    assert ids(frames(b"".join(chunks))) == list(range(1, 5_001))
 
 
 async def test_a_rejoining_reader_gets_what_it_missed() -> None:
@@ -85,13 +112,13 @@ async def test_bytes_are_bounded_and_the_newest_event_is_always_held() -> None:
 
 async def test_a_reader_that_falls_behind_the_buffer_is_ended_before_the_hole() -> None:
     log = a_log(max_events=3)
-    frames = log.frames()
+    chunks = log.chunks()
     log.append("assistant", {})
-    assert ids([await anext(frames)]) == [1]
+    assert ids(frames(await anext(chunks))) == [1]
     for _ in range(10):
         log.append("assistant", {})
     log.close()
-    assert [frame async for frame in frames] == []
+    assert [chunk async for chunk in chunks] == []
 
 
 @given(st.dictionaries(st.text(), st.text() | st.integers() | st.none()))

@@ -19,6 +19,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import anyio
 import claude_agent_sdk
 import pytest
 from claude_agent_sdk import (
@@ -392,7 +393,11 @@ class TestMessages:
     async def test_the_private_attributes_that_the_sidecar_uses_are_there(self, warm: Cli) -> None:
         query, transport = warm.client._query, warm.client._transport
         assert query is not None
-        assert hasattr(query.receive_messages(), "__anext__")
+        with pytest.raises(anyio.WouldBlock):
+            query._message_receive.receive_nowait()
+        await warm.say("What has come can be taken without waiting")
+        assert (await query._message_receive.receive())["type"] == "system"
+        await warm.rest()
         process = getattr(transport, "_process")  # noqa: B009
         assert program(process.pid) == BUNDLED
         assert process.returncode is None

@@ -4,10 +4,11 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
 from pathlib import Path
 from typing import Any
 
+from anyio import EndOfStream, WouldBlock
 from anyio.abc import Process
 from claude_agent_sdk import ClaudeAgentOptions, ClaudeSDKClient, ClaudeSDKError, CLIJSONDecodeError
 
@@ -20,18 +21,36 @@ logger = logging.getLogger(__name__)
 LEAVE_SECONDS = 2.0
 TERMINATE_SECONDS = 2.0
 
+# Deltas that come within so long of one another are taken together, or most of what each costs is being woken for it.
+BURST_SECONDS = 0.002
+
 
 class _RawClient(ClaudeSDKClient):
     """The SDK's client, with the messages as the CLI emitted them.
 
     The public `receive_messages()` gives dataclasses that have lost each message's `type`, timestamps and more. The
-    SDK keeps the raw dicts one private attribute away; tests/test_sdk_contract.py fails if a release moves them.
+    SDK keeps the raw dicts two private attributes away; tests/test_sdk_contract.py fails if a release moves them.
     """
 
-    def raw_messages(self) -> AsyncIterator[Message]:
+    async def raw_messages(self) -> AsyncGenerator[Message]:
+        """The messages, until the process ends. Raises what the SDK's own reader of this stream raises."""
         assert self._query is not None  # noqa: S101 - connected: AgentProcess.start() has returned
-        messages: AsyncIterator[Message] = self._query.receive_messages()
-        return messages
+        stream = self._query._message_receive
+        kind = None
+        with contextlib.suppress(EndOfStream):
+            while True:
+                try:
+                    message = stream.receive_nowait()
+                except WouldBlock:
+                    if kind == "content_block_delta":
+                        await asyncio.sleep(BURST_SECONDS)
+                    message = await stream.receive()
+                if message["type"] == "end":
+                    return
+                if message["type"] == "error":
+                    raise message.get("exception") or ClaudeSDKError(message["error"])
+                kind = message["event"]["type"] if message["type"] == "stream_event" else None
+                yield message
 
     def send_signal(self, name: str) -> None:
         """`terminate` or `kill` the process, if there is one."""
@@ -92,7 +111,7 @@ class AgentProcess:
         if error := self._starting.exception():
             raise AgentStartFailed(self._explain(error)) from error
 
-    async def run(self, content: str | list[dict[str, Any]]) -> AsyncIterator[Message]:
+    async def run(self, content: str | list[dict[str, Any]]) -> AsyncGenerator[Message]:
         """Give the prompt and yield the messages of its turn, the result last. Raises AgentFailed without a result."""
 
         async def prompt() -> AsyncIterator[Message]:
@@ -102,12 +121,13 @@ class AgentProcess:
         self._idle.clear()
         try:
             await self._client.query(prompt())
-            async for message in self._client.raw_messages():
-                if message["type"] == "result":
-                    self._idle.set()
+            async with contextlib.aclosing(self._client.raw_messages()) as messages:
+                async for message in messages:
+                    if message["type"] == "result":
+                        self._idle.set()
+                        yield message
+                        return
                     yield message
-                    return
-                yield message
         except CLIJSONDecodeError as error:
             raise AgentFailed("The agent's process wrote a line that is no message, or too long to be one.") from error
         except ClaudeSDKError as error:

@@ -98,7 +98,7 @@ class TurnResponse(Response):
 
     def _stream(self) -> EventSourceResponse:
         return EventSourceResponse(
-            self._turn.log.frames(self._after),
+            self._turn.log.chunks(self._after),
             sep="\n",
             headers={"Cache-Control": "no-store, no-transform"},
             ping=self._settings.ping_seconds,
