@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults import FaultyModel
+from tests.modes import COLD, WARM
 from tests.server import Sidecar
 
 _names = itertools.count(1)
@@ -26,33 +27,35 @@ async def model(_model: FaultyModel) -> AsyncIterator[FaultyModel]:
     _model.reset()
 
 
-# A process a turn. tests/test_warm.py is about those that are kept.
-COLD = {"SIDECAR_WARM_SESSIONS": "0", "SIDECAR_SPARE_PROCESSES": "0"}
-
-
 @pytest.fixture(scope="session")
 def model_env(_model: FaultyModel) -> dict[str, str]:
     """The environment that leads a CLI to the model."""
-    return {**COLD, "ANTHROPIC_BASE_URL": _model.url, "ANTHROPIC_API_KEY": "test", "CLAUDE_CODE_MAX_RETRIES": "1"}
+    return {"ANTHROPIC_BASE_URL": _model.url, "ANTHROPIC_API_KEY": "test", "CLAUDE_CODE_MAX_RETRIES": "1"}
 
 
 @pytest.fixture(scope="session")
 async def _sidecar(model_env: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Sidecar]:
-    ready = {"SIDECAR_WARM_SESSIONS": "4", "SIDECAR_SPARE_PROCESSES": "1"}
-    async with Sidecar(tmp_path_factory.mktemp("shared") / "home", model_env | ready) as sidecar:
+    async with Sidecar(tmp_path_factory.mktemp("shared") / "home", model_env | WARM) as sidecar:
         yield sidecar
-
-
-@pytest.fixture
-def sidecar(_sidecar: Sidecar, model: FaultyModel) -> Sidecar:
-    """A running sidecar that tests share, with threads of their own. It keeps processes ready, as for users."""
-    return _sidecar
 
 
 @pytest.fixture(scope="session")
 async def _cold(model_env: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Sidecar]:
-    async with Sidecar(tmp_path_factory.mktemp("cold") / "home", model_env) as sidecar:
+    async with Sidecar(tmp_path_factory.mktemp("cold") / "home", model_env | COLD) as sidecar:
         yield sidecar
+
+
+@pytest.fixture
+def mode(request: pytest.FixtureRequest) -> str | None:
+    """`warm` or `cold` for a test that is run in both modes; see tests/modes.py."""
+    mode: str | None = getattr(request, "param", None)
+    return mode
+
+
+@pytest.fixture
+def sidecar(_sidecar: Sidecar, _cold: Sidecar, mode: str | None, model: FaultyModel) -> Sidecar:
+    """A running sidecar that tests share, with threads of their own. It keeps processes ready, as for users."""
+    return _cold if mode == "cold" else _sidecar
 
 
 @pytest.fixture
@@ -74,10 +77,16 @@ def another_thread() -> str:
 
 
 @pytest.fixture
-def a_sidecar(model: FaultyModel, model_env: dict[str, str], tmp_path: Path) -> Callable[..., Sidecar]:
-    """Make a sidecar of one's own: for stopping, killing and other settings. Use it as a context."""
+def a_sidecar(
+    model: FaultyModel, model_env: dict[str, str], mode: str | None, tmp_path: Path
+) -> Callable[..., Sidecar]:
+    """Make a sidecar of one's own: for stopping, killing and other settings. Use it as a context.
+
+    It takes a process for each turn, unless the test is run in both modes or its settings say otherwise.
+    """
+    kept = WARM if mode == "warm" else COLD
 
     def make(*options: str, **env: str) -> Sidecar:
-        return Sidecar(tmp_path / "home", {**model_env, **env}, *options)
+        return Sidecar(tmp_path / "home", {**model_env, **kept, **env}, *options)
 
     return make

@@ -193,10 +193,12 @@ class Sidecar:
         for _ in range(5):
             await self.http.get("/healthz")
 
-    async def at_rest(self) -> None:
-        """Wait until the CLIs have written their last lines: as they leave, or, where they stay, by the result."""
-        if self.env.get("SIDECAR_WARM_SESSIONS") == "0":
-            assert await gone(self.cli_processes(), SECONDS)
+    async def at_rest(self, seconds: float = SECONDS) -> None:
+        """Wait until no CLI is left but those that are kept; it fails if one is after so many seconds."""
+        kept = int(self.env["SIDECAR_WARM_SESSIONS"]) + int(self.env["SIDECAR_SPARE_PROCESSES"])
+        async with asyncio.timeout(seconds):
+            while len(self.cli_processes()) > kept:
+                await self.settle()
 
     # What its users do
 
@@ -267,6 +269,15 @@ class Sidecar:
         lines = [json.loads(line) for line in self.log if line.startswith("{")]
         return [line for line in lines if line["event"] == event and fields.items() <= line.items()]
 
+    async def process_of(self, thread: str) -> int:
+        """The CLI process that is connected to a thread's session, by the CLI's own registry."""
+        session_id = await self.session_id(thread)
+        for pid in self.cli_processes():
+            entry = self.home / "claude" / "sessions" / f"{pid}.json"
+            if entry.exists() and session_id in entry.read_text():
+                return pid
+        raise AssertionError("no process is connected to this session")
+
     def cli_processes(self) -> list[int]:
         """The CLI processes that run for this home, found by their environment."""
         wanted = f"CLAUDE_CONFIG_DIR={self.home}/claude".encode()
@@ -293,6 +304,14 @@ def chain(transcript: Path) -> list[tuple[str, str]]:
             found.append((entry["type"], text))
         current = entry["parentUuid"]
     return found[::-1]
+
+
+def parting(before: bytes, after: bytes) -> list[str]:
+    """What a CLI that was kept has added to a transcript as it left: the types of its lines, none of them a message."""
+    assert after.startswith(before)
+    added = [json.loads(line) for line in after.removeprefix(before).splitlines()]
+    assert not [line for line in added if "message" in line]
+    return [line["type"] for line in added]
 
 
 def _runs(pid: int) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.faults import FaultyModel
+from tests.modes import in_both_modes
 from tests.server import Sidecar
 
 
@@ -287,6 +288,7 @@ async def test_a_thread_with_a_running_turn_is_not_deleted(sidecar: Sidecar, thr
     assert (await sidecar.session(thread)).status_code == 200
 
 
+@in_both_modes
 async def test_another_resources_thread_is_as_if_it_were_not_there(sidecar: Sidecar, thread: str) -> None:
     await sidecar.say(thread, "Hello")
     key = {"thread_id": thread, "resource_id": "mallory"}

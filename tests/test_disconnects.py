@@ -2,24 +2,25 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 
 import pytest
 
 from tests.faults import Behaviour, FaultyModel, fail, hold, say, tool
-from tests.server import SECONDS, Sidecar, Stream, gone
+from tests.modes import in_both_modes
+from tests.server import SECONDS, Sidecar, Stream
 
-pytestmark = pytest.mark.long  # `make test-all`
+pytestmark = [pytest.mark.long, in_both_modes]
 
 Make = Callable[..., Sidecar]
 
 
-@pytest.fixture(scope="module")
-async def with_tools(model_env: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Sidecar]:
+@pytest.fixture
+async def with_tools(a_sidecar: Make, tmp_path: Path) -> AsyncIterator[Sidecar]:
     """A sidecar whose agent may run shell commands."""
-    home = tmp_path_factory.mktemp("tools")
-    agents = home / "agents.toml"
+    agents = tmp_path / "agents.toml"
     agents.write_text('[default]\ntools = ["Bash"]\nallowed_tools = ["Bash"]\n')
-    async with Sidecar(home / "home", model_env, "--agents", str(agents)) as sidecar:
+    async with a_sidecar("--agents", str(agents)) as sidecar:
         yield sidecar
 
 
@@ -68,7 +69,7 @@ async def test_a_client_goes_away(
         model.release()
     turn_id = stream.events[0].data["turn_id"]
     line = await sidecar.until_logged("turn", thread_id=thread, turn_id=turn_id)
-    assert await gone(sidecar.cli_processes(), 0)
+    await sidecar.at_rest(0)
     assert line["status"] == ("completed" if on_disconnect == "continue" else "interrupted")
     answers = [text for role, text in await sidecar.history(thread) if role == "assistant" and text]
     if on_disconnect == "continue":
@@ -81,21 +82,21 @@ async def test_a_client_goes_away(
 
 @pytest.mark.parametrize("on_disconnect", ["continue", "cancel"])
 async def test_a_client_goes_away_during_start_up(
-    cold: Sidecar, thread: str, model: FaultyModel, on_disconnect: str
+    a_sidecar: Make, thread: str, model: FaultyModel, on_disconnect: str
 ) -> None:
-    assert await gone(cold.cli_processes(), SECONDS)  # those of the tests before
-    asking = asyncio.create_task(cold.chat(thread, "Hello", on_disconnect=on_disconnect))
-    while not cold.cli_processes():
-        await cold.settle()
-    asking.cancel()
-    line = await cold.until_logged("turn", thread_id=thread)
-    assert await gone(cold.cli_processes(), 0)
-    if on_disconnect == "continue":
-        assert line["status"] == "completed"
-        assert (await cold.history(thread))[-1] == ("assistant", "You have said 1 thing: Hello")
-    else:
-        assert line["status"] == "interrupted"
-    assert await cold.say(thread, "Hello again")
+    async with a_sidecar() as sidecar:
+        asking = asyncio.create_task(sidecar.chat(thread, "Hello", on_disconnect=on_disconnect))
+        while not sidecar.cli_processes():
+            await sidecar.settle()
+        asking.cancel()
+        line = await sidecar.until_logged("turn", thread_id=thread)
+        await sidecar.at_rest(0)
+        if on_disconnect == "continue":
+            assert line["status"] == "completed"
+            assert (await sidecar.history(thread))[-1] == ("assistant", "You have said 1 thing: Hello")
+        else:
+            assert line["status"] == "interrupted"
+        assert await sidecar.say(thread, "Hello again")
 
 
 async def test_a_client_goes_away_twice_in_a_row(sidecar: Sidecar, thread: str, model: FaultyModel) -> None:
@@ -146,8 +147,8 @@ async def test_what_a_turn_holds_in_memory_is_bounded_and_a_late_reader_is_told(
             assert [event.id for event in await recent.rest()] == [events[-2].id, events[-1].id]
 
 
-async def test_a_connection_that_was_idle_for_longer_than_clients_keep_one_is_still_open(cold: Sidecar) -> None:
-    url = cold.http.base_url
+async def test_a_connection_that_was_idle_for_longer_than_clients_keep_one_is_still_open(sidecar: Sidecar) -> None:
+    url = sidecar.http.base_url
     reader, writer = await asyncio.open_connection(url.host, url.port)
     writer.write(f"GET /healthz HTTP/1.1\r\nHost: {url.host}\r\n\r\n".encode())
     assert b" 200 " in await reader.readline()

@@ -8,11 +8,13 @@ import httpx
 import pytest
 
 from tests.faults import FaultyModel
+from tests.modes import in_both_modes
 from tests.server import Sidecar
 
 Make = Callable[..., Sidecar]
 
 
+@in_both_modes
 async def test_of_fifty_simultaneous_messages_one_runs_and_the_others_are_told(
     sidecar: Sidecar, thread: str, model: FaultyModel
 ) -> None:
@@ -98,6 +100,7 @@ async def test_a_message_that_interrupts_goes_ahead_of_those_that_wait(
     assert prompts == ["first [[hold 1]]", "urgent", "patient"]
 
 
+@in_both_modes
 async def test_a_retry_joins_the_turn_that_runs_and_replays_it_afterwards(
     sidecar: Sidecar, thread: str, model: FaultyModel
 ) -> None:

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from tests.faults import FaultyModel
+from tests.modes import in_both_modes
 from tests.server import Sidecar, gone
 
-pytestmark = pytest.mark.long  # `make test-all`
+pytestmark = [pytest.mark.long, in_both_modes]
 
 Make = Callable[..., Sidecar]
 
@@ -62,7 +63,8 @@ def cli(tmp_path: Path) -> Path:
 @pytest.fixture
 async def sidecar(a_sidecar: Make, cli: Path, model: FaultyModel) -> AsyncIterator[Sidecar]:
     """A sidecar that is soon out of patience."""
-    patience = {"SIDECAR_TURN_IDLE_SECONDS": "1", "SIDECAR_INTERRUPT_SECONDS": "0.5"}
+    # No spares: those would be of the same kind.
+    patience = {"SIDECAR_SPARE_PROCESSES": "0", "SIDECAR_TURN_IDLE_SECONDS": "1", "SIDECAR_INTERRUPT_SECONDS": "0.5"}
     async with a_sidecar("--agents", str(cli.with_name("agents.toml")), **patience) as sidecar:
         yield sidecar
 

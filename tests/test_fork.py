@@ -7,13 +7,10 @@ from typing import Any
 import pytest
 
 from tests.faults import FaultyModel, tools
-from tests.server import SECONDS, Sidecar
+from tests.modes import in_both_modes
+from tests.server import SECONDS, Sidecar, parting
 
-
-@pytest.fixture
-def sidecar(cold: Sidecar) -> Sidecar:
-    """One whose processes have left, so that nothing but a fork could write to a transcript."""
-    return cold
+pytestmark = in_both_modes
 
 
 async def fork(sidecar: Sidecar, parent: str, thread: str, **fields: Any) -> Any:
@@ -27,7 +24,7 @@ async def messages(sidecar: Sidecar, thread: str, role: str) -> list[dict[str, A
 
 @pytest.fixture
 async def parent(sidecar: Sidecar, thread: str) -> str:
-    """A thread with two completed turns, whose process has written its last line."""
+    """A thread with two completed turns, whose process has written its last line or is kept."""
     await sidecar.say(thread, "My name is Ada")
     await sidecar.say(thread, "I like tea")
     await sidecar.at_rest()
@@ -85,7 +82,7 @@ async def test_a_checkpoint_is_restored_by_forking_it(sidecar: Sidecar, parent: 
 
 
 async def test_ten_forks_at_once_are_ten_branches_of_one_parent(
-    sidecar: Sidecar, parent: str, another_thread: str
+    sidecar: Sidecar, parent: str, another_thread: str, mode: str
 ) -> None:
     transcript = sidecar.transcript(await sidecar.session_id(parent))
     before = transcript.read_bytes()
@@ -94,7 +91,8 @@ async def test_ten_forks_at_once_are_ten_branches_of_one_parent(
     texts = [answer.json()["text"] for answer in answers]
     assert texts == [f"You have said 3 things. First: My name is Ada; last: Way {name}" for name in names]
     assert len({answer.json()["session"]["sdk_session_id"] for answer in answers}) == 10
-    assert transcript.read_bytes() == before
+    # With ten branches the parent's own process no longer is among those that are kept.
+    assert not parting(before, transcript.read_bytes()) or mode == "warm"
 
 
 @pytest.mark.parametrize("message", [None, "Meanwhile"])

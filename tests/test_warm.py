@@ -30,27 +30,17 @@ def warm(_warm: Sidecar, model: FaultyModel) -> Sidecar:
     return _warm
 
 
-async def only_process(sidecar: Sidecar, thread: str) -> int:
-    """The process that is connected to a thread's session."""
-    session_id = await sidecar.session_id(thread)
-    for pid in sidecar.cli_processes():
-        entry = sidecar.home / "claude" / "sessions" / f"{pid}.json"
-        if entry.exists() and session_id in entry.read_text():
-            return pid
-    raise AssertionError("no process is connected to this session")
-
-
 async def test_a_follow_up_turn_has_the_process_of_the_one_before(warm: Sidecar, thread: str) -> None:
     await warm.say(thread, "My name is Ada")
-    process = await only_process(warm, thread)
+    process = await warm.process_of(thread)
     assert await warm.say(thread, "Who am I?") == "You have said 2 things. First: My name is Ada; last: Who am I?"
-    assert await only_process(warm, thread) == process
+    assert await warm.process_of(thread) == process
     assert len(await warm.history(thread)) == 4
 
 
 async def test_what_another_program_wrote_to_the_session_is_not_lost(warm: Sidecar, thread: str) -> None:
     await warm.say(thread, "My name is Ada")
-    process = await only_process(warm, thread)
+    process = await warm.process_of(thread)
     await talk_elsewhere(warm, thread, "I like tea")
     answer = await warm.say(thread, "What do I like?")
     assert answer == "You have said 3 things. First: My name is Ada; last: What do I like?"
@@ -79,15 +69,15 @@ async def talk_elsewhere(sidecar: Sidecar, thread: str, prompt: str) -> None:
 
 async def test_another_agent_gets_a_process_of_its_own(warm: Sidecar, thread: str, model: FaultyModel) -> None:
     await warm.say(thread, "Hello")
-    process = await only_process(warm, thread)
+    process = await warm.process_of(thread)
     await warm.say(thread, "Hello", agent="terse")
-    assert await only_process(warm, thread) != process
+    assert await warm.process_of(thread) != process
     assert await gone([process])
 
 
 async def test_a_process_that_dies_while_idle_is_noticed_and_no_turn_pays_for_it(warm: Sidecar, thread: str) -> None:
     await warm.say(thread, "My name is Ada")
-    process = await only_process(warm, thread)
+    process = await warm.process_of(thread)
     os.kill(process, signal.SIGKILL)
     assert await gone([process])
     assert "First: My name is Ada" in await warm.say(thread, "Who am I?")
@@ -95,7 +85,7 @@ async def test_a_process_that_dies_while_idle_is_noticed_and_no_turn_pays_for_it
 
 async def test_a_title_and_a_tag_are_kept_whatever_was_warm(warm: Sidecar, thread: str) -> None:
     await warm.say(thread, "Hello")
-    process = await only_process(warm, thread)
+    process = await warm.process_of(thread)
     body = {"thread_id": thread, "resource_id": "alice", "title": "Tea", "tag": "drinks"}
     assert (await warm.http.patch("/v1/session", json=body)).status_code == 200
     assert await gone([process], 0)
@@ -107,7 +97,7 @@ async def test_a_title_and_a_tag_are_kept_whatever_was_warm(warm: Sidecar, threa
 
 async def test_a_deleted_thread_leaves_no_process(warm: Sidecar, thread: str) -> None:
     await warm.say(thread, "Hello")
-    process = await only_process(warm, thread)
+    process = await warm.process_of(thread)
     await warm.http.delete("/v1/session", params={"thread_id": thread, "resource_id": "alice"})
     assert await gone([process], 0)
 
@@ -117,7 +107,7 @@ async def test_forking_a_warm_thread_leaves_it_warm_and_as_it_was(
     warm: Sidecar, thread: str, another_thread: str, message: str | None
 ) -> None:
     await warm.say(thread, "My name is Ada")
-    process = await only_process(warm, thread)
+    process = await warm.process_of(thread)
     transcript = warm.transcript(await warm.session_id(thread))
     before = transcript.read_bytes()
     fields = {} if message is None else {"message": message}
@@ -125,20 +115,20 @@ async def test_forking_a_warm_thread_leaves_it_warm_and_as_it_was(
     assert response.status_code in (200, 201)
     assert transcript.read_bytes() == before
     await warm.say(thread, "Go on")
-    assert await only_process(warm, thread) == process
+    assert await warm.process_of(thread) == process
 
 
 async def test_an_interrupted_turn_leaves_its_process_fit_for_the_next(
     warm: Sidecar, thread: str, model: FaultyModel
 ) -> None:
     await warm.say(thread, "My name is Ada")
-    process = await only_process(warm, thread)
+    process = await warm.process_of(thread)
     async with warm.stream(thread, "Go on [[hold 3]]") as stream:
         await stream.until_text("You have")
         await warm.post("/v1/chat/interrupt", thread)
         assert (await stream.rest())[-1].data["status"] == "interrupted"
     assert "You have said 3 things." in await warm.say(thread, "And now?")
-    assert await only_process(warm, thread) == process
+    assert await warm.process_of(thread) == process
     await warm.history(thread)
 
 
@@ -151,7 +141,7 @@ async def test_the_least_recently_used_makes_room(warm: Sidecar, thread: str) ->
         while len(warm.cli_processes()) > 4:
             await warm.settle()
     for name in names[2:]:
-        await only_process(warm, name)
+        await warm.process_of(name)
 
 
 @pytest.mark.long
@@ -199,7 +189,7 @@ async def test_an_opened_thread_is_warm_before_its_message_comes(a_sidecar: Make
             assert (await sidecar.post("/v1/session/warm", thread)).status_code == 202
         (process,) = await ready(sidecar, 1)
         assert "First: My name is Ada" in await sidecar.say(thread, "Who am I?")
-        assert await only_process(sidecar, thread) == process
+        assert await sidecar.process_of(thread) == process
         unknown = await sidecar.post("/v1/session/warm", f"{thread}-unknown")
         assert (unknown.status_code, unknown.json()["code"]) == (404, "session_not_found")
 
@@ -229,7 +219,7 @@ async def test_memory_is_bounded_with_more_threads_than_slots(warm: Sidecar, thr
 
 async def test_a_thread_that_begins_anew_leaves_no_process_of_its_old_session(warm: Sidecar, thread: str) -> None:
     await warm.say(thread, "My name is Ada")
-    process = await only_process(warm, thread)
+    process = await warm.process_of(thread)
     warm.transcript(await warm.session_id(thread)).unlink()
     assert await warm.say(thread, "Who am I?") == "You have said 1 thing: Who am I?"
     assert await gone([process], 0)
