@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help run test test-all check lock clean
+.PHONY: help run test test-all check bench lock clean
 PYTHON ?= python3
 PORT ?= 8000
 BIN := .venv/bin
@@ -21,12 +21,17 @@ check: .venv/dev ## ruff and the type checker
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+bench: .venv/bench ## measure it against what else there is, in about twenty minutes; writes bench/results.*
+	$(BIN)/python -m bench
+
 lock: .venv/dev ## write the lock files anew from pyproject.toml
 	$(BIN)/pip install --quiet uv
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
 	    --no-emit-index-url --no-emit-find-links pyproject.toml --group build -o requirements.lock
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
 	    --no-emit-index-url --no-emit-find-links --group dev -c requirements.lock -o requirements-dev.lock
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+	    --no-emit-index-url --no-emit-find-links pyproject.toml --group bench -c requirements.lock -o requirements-bench.lock
 
 clean: ## remove the virtual environment (never ./var, which holds the conversations)
 	rm -rf .venv
@@ -43,4 +48,8 @@ clean: ## remove the virtual environment (never ./var, which holds the conversat
 
 .venv/dev: .venv/run requirements-dev.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
+	@touch $@
+
+.venv/bench: .venv/run requirements-bench.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-bench.lock
 	@touch $@

@@ -1,0 +1,1 @@
+"""What the sidecar costs, against what people would use instead: `make bench`."""

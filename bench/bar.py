@@ -1,0 +1,73 @@
+"""What the sidecar has set itself, as ratios within one run."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from bench.deltas import MADE, OURS, SENT
+from bench.latency import SIZES
+from bench.mappings import DEPTH, ROWS
+from bench.samples import Samples
+
+
+class Bar(NamedTuple):
+    """One thing that is to hold."""
+
+    what: str
+    figure: float
+    limit: float
+    at_most: bool = True
+    unit: str = "×"
+
+    @property
+    def met(self) -> bool:
+        """Whether it held in this run."""
+        return self.figure <= self.limit if self.at_most else self.figure >= self.limit
+
+
+def bars(samples: Samples) -> Iterator[Bar]:
+    """The bars whose figures are there."""
+    for one in (_latency, _throughput, _deltas, _mappings):
+        try:
+            yield from list(one(samples))
+        except KeyError:  # that part was not run
+            continue
+
+
+def _latency(samples: Samples) -> Iterator[Bar]:
+    first = "first delta, ms"
+    for messages in SIZES:
+        part = f"follow-up at {messages}"
+        warm = samples.median(part, "sidecar, warm", first)
+        floor = samples.median(part, "ClaudeSDKClient, connected", first)
+        cold = samples.median(part, "query(resume=…)", first)
+        yield Bar(f"warm follow-up at {messages} messages, over a connected client", warm - floor, 3, unit=" ms")
+        yield Bar(f"warm follow-up at {messages} messages, of query(resume=…)", warm / cold, 1 / 10)
+    spare, cold = (samples.median("new", f"sidecar, {name}", first) for name in ("spare", "cold"))
+    yield Bar("new thread from a spare, of a cold one", spare / cold, 1 / 4)
+
+
+def _throughput(samples: Samples) -> Iterator[Bar]:
+    rate = "turns a second"
+    warm, cold = (samples.median("16 at once", f"sidecar, {name}", rate) for name in ("warm", "cold"))
+    yield Bar("warm throughput at 16 at once, of cold", warm / cold, 12, at_most=False)
+    two = samples.median("2 at once", "sidecar, cold", rate)
+    yield Bar("cold throughput at 16 at once, of that at 2", cold / two, 0.9, at_most=False)
+
+
+def _deltas(samples: Samples) -> Iterator[Bar]:
+    ours = samples.median("delta", OURS, "CPU µs")
+    for theirs in (MADE, SENT):
+        yield Bar(f"CPU a delta, of {theirs}", ours / samples.median("delta", theirs, "CPU µs"), 0.6)
+
+
+def _mappings(samples: Samples) -> Iterator[Bar]:
+    few, many = ROWS
+    bare, at_few, at_many = (
+        samples.median("mapping", name, "a second")
+        for name in ("bare Starlette endpoint", f"GET /v1/session, {few:,} rows", f"GET /v1/session, {many:,} rows")
+    )
+    yield Bar(f"GET /v1/session at {many:,} rows, answers a second, of the bare endpoint", at_many / bare, 0.4, False)
+    yield Bar(f"GET /v1/session at {many:,} rows, time an answer, of that at {few:,}", at_few / at_many, 1.3)
+    page = f"GET /v1/sessions, {many:,} rows"
+    top, deep = (samples.median("mapping", name, "a second") for name in (page, f"{page}, from row {DEPTH:,}"))
+    yield Bar(f"page from row {DEPTH:,}, time an answer, of that from row 0", top / deep, 1.1)

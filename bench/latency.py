@@ -1,0 +1,64 @@
+"""Time to the first delta and to the end of a turn: follow-ups, new threads and forks."""
+
+import contextlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from bench.contenders import AgUi, Connected, Contender, Forker, Query, RawApi, Sidecar, Timing, Turn
+from bench.samples import Samples
+from bench.seeds import Seeds
+from bench.servers import application, quiet, sidecar, stand_in
+
+SIZES = (2, 100, 1000)
+T = TypeVar("T")
+Open = Callable[[int], contextlib.AbstractAsyncContextManager[Turn]]
+
+
+async def measure(home: Path, samples: Samples, rounds: int) -> None:
+    """Take turns with each contender in each round, one after another, never two at once."""
+    async with contextlib.AsyncExitStack() as stack:
+        model = await stack.enter_async_context(stand_in(home / "model.log"))
+        seeds = Seeds(home / "seeds" / "claude", home / "seeds" / "workspace", model.url)
+        for messages in SIZES[1:]:
+            await seeds.make(messages - 2)
+
+        async def a_sidecar(name: str, **kept: int) -> Sidecar:
+            server = await stack.enter_async_context(sidecar(home / name, model.url, **kept))
+            return Sidecar(f"sidecar, {name}", server, home / name, seeds)
+
+        cold, spare, warm = await a_sidecar("cold"), await a_sidecar("spare", spares=1), await a_sidecar("warm", warm=4)
+        env = {"BENCH_HOME": str(home / "peer"), "BENCH_MODEL": model.url}
+        peer = await stack.enter_async_context(application(home / "peer.log", "bench.peer:app", env))
+        raw = RawApi(model)
+        connected, query = Connected(home / "sdk", model.url, seeds), Query(home / "sdk", model.url, seeds)
+        follow_up: list[Contender] = [raw, connected, AgUi(peer, home / "peer", seeds), query, cold, warm]
+        new: list[Contender] = [raw, connected, AgUi(peer, home / "peer", seeds), query, cold, spare]
+        fork: list[Forker] = [query, cold]
+        await _take(spare.follow_up, 0)  # the agent is in use from here on, and so has a spare
+        for number in range(rounds):
+            for messages in SIZES:
+                for one in _rotated(follow_up, number):
+                    await _sample(samples, f"follow-up at {messages}", one.name, one.follow_up, messages)
+                for one in _rotated(fork, number):
+                    await _sample(samples, f"fork at {messages}", one.name, one.fork, messages)
+            for one in _rotated(new, number):
+                await _sample(samples, "new", one.name, one.follow_up, 0)
+
+
+async def _sample(samples: Samples, part: str, who: str, opened: Open, messages: int) -> None:
+    timing = await _take(opened, messages)
+    samples.add(part, who, "first delta, ms", timing.first_delta)
+    samples.add(part, who, "end, ms", timing.end)
+
+
+async def _take(opened: Open, messages: int) -> Timing:
+    async with opened(messages) as turn:
+        await quiet()
+        return await turn()
+
+
+def _rotated(them: Sequence[T], number: int) -> list[T]:
+    """In another order each round: nobody always comes after the same one."""
+    first = number % len(them)
+    return [*them[first:], *them[:first]]
