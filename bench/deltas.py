@@ -37,9 +37,9 @@ async def _cpu(server: Server, path: str, body: dict[str, Any]) -> float:
     for number in range(1 + TURNS):
         if number == 1:
             await quiet()
-            before = cpu(server.process, clis=False)
+            before = cpu(server.process, alone=True)
         async with server.http.stream("POST", path, json=body) as response:
             response.raise_for_status()
             async for _ in response.aiter_raw():
                 pass
-    return cpu(server.process, clis=False) - before
+    return cpu(server.process, alone=True) - before

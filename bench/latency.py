@@ -1,9 +1,9 @@
 """Time to the first delta and to the end of a turn: follow-ups, new threads and forks."""
 
 import contextlib
-from collections.abc import Callable, Sequence
+import random
+from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
 from bench.contenders import AgUi, Connected, Contender, Forker, Query, RawApi, Sidecar, Timing, Turn
 from bench.samples import Samples
@@ -11,7 +11,6 @@ from bench.seeds import Seeds
 from bench.servers import application, quiet, sidecar, stand_in
 
 SIZES = (2, 100, 1000)
-T = TypeVar("T")
 Open = Callable[[int], contextlib.AbstractAsyncContextManager[Turn]]
 
 
@@ -36,13 +35,14 @@ async def measure(home: Path, samples: Samples, rounds: int) -> None:
         new: list[Contender] = [raw, connected, AgUi(peer, home / "peer", seeds), query, cold, spare]
         fork: list[Forker] = [query, cold]
         await _take(spare.follow_up, 0)  # the agent is in use from here on, and so has a spare
-        for number in range(rounds):
+        order = random.Random(rounds)
+        for _ in range(rounds):
             for messages in SIZES:
-                for one in _rotated(follow_up, number):
+                for one in order.sample(follow_up, len(follow_up)):
                     await _sample(samples, f"follow-up at {messages}", one.name, one.follow_up, messages)
-                for one in _rotated(fork, number):
+                for one in order.sample(fork, len(fork)):
                     await _sample(samples, f"fork at {messages}", one.name, one.fork, messages)
-            for one in _rotated(new, number):
+            for one in order.sample(new, len(new)):
                 await _sample(samples, "new", one.name, one.follow_up, 0)
 
 
@@ -56,9 +56,3 @@ async def _take(opened: Open, messages: int) -> Timing:
     async with opened(messages) as turn:
         await quiet()
         return await turn()
-
-
-def _rotated(them: Sequence[T], number: int) -> list[T]:
-    """In another order each round: nobody always comes after the same one."""
-    first = number % len(them)
-    return [*them[first:], *them[:first]]

@@ -25,27 +25,27 @@ class Server:
     process: psutil.Process
     http: httpx2.AsyncClient
 
-    def clis(self) -> list[psutil.Process]:
-        """The CLI processes under this server."""
-        found = []
-        for process in self.process.children():
-            with contextlib.suppress(psutil.NoSuchProcess):
-                if process.name() == "claude":
-                    found.append(process)
-        return found
+
+def clis(process: psutil.Process) -> list[psutil.Process]:
+    """The CLIs that a process has started and that have not ended."""
+    found = []
+    for child in process.children():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if child.name() == "claude" and child.status() != psutil.STATUS_ZOMBIE:
+                found.append(child)
+    return found
 
 
-def cpu(process: psutil.Process, *, clis: bool = True) -> float:
+def cpu(process: psutil.Process, *, alone: bool = False) -> float:
     """CPU seconds used so far by a process and the CLIs that it started, running or gone; or by itself alone."""
     times = process.cpu_times()
     total: float = times.user + times.system
-    if clis:
+    if not alone:
         total += times.children_user + times.children_system
-        for child in process.children():
+        for child in clis(process):
             with contextlib.suppress(psutil.NoSuchProcess):
-                if child.name() == "claude":
-                    spent = child.cpu_times()
-                    total += spent.user + spent.system + spent.children_user + spent.children_system
+                spent = child.cpu_times()
+                total += spent.user + spent.system + spent.children_user + spent.children_system
     return total
 
 
@@ -111,17 +111,18 @@ def credentials(model: str) -> dict[str, str]:
 async def quiet() -> None:
     """Wait until everything that this process started has nothing left to do, for at most ten seconds."""
 
-    def used() -> float:
-        total = 0.0
+    def used() -> dict[int, float]:
+        found = {}
         for process in psutil.Process().children(recursive=True):
             with contextlib.suppress(psutil.NoSuchProcess):
                 times = process.cpu_times()
-                total += times.user + times.system
-        return total
+                found[process.pid] = times.user + times.system
+        return found
 
     for _ in range(100):
         before = used()
         await asyncio.sleep(0.1)
-        if used() - before < 0.011:  # one tick of the clock
+        after = used()
+        if before.keys() == after.keys() and sum(after.values()) - sum(before.values()) < 0.011:  # one tick
             return
     raise RuntimeError("a process that should be idle has been busy for ten seconds")

@@ -12,7 +12,7 @@ import psutil
 from bench.contenders import Connected, Contender, Query, Sidecar, Turn
 from bench.samples import Samples
 from bench.seeds import Seeds
-from bench.servers import cpu, quiet, sidecar, stand_in
+from bench.servers import clis, cpu, quiet, sidecar, stand_in
 
 AT_ONCE = (1, 2, 4, 8, 16)
 TURNS_WARM, TURNS_COLD = 20, 3
@@ -40,7 +40,7 @@ async def measure(home: Path, samples: Samples, rounds: int) -> None:
                         talking = [await one for one in opening]
                         await _load(samples, contender.name, process, talking, turns)
                         if process is warm.process and at_once == max(AT_ONCE):
-                            own = statistics.median(cli.memory_full_info().uss for cli in warm.clis())
+                            own = statistics.median(cli.memory_full_info().uss for cli in clis(warm.process))
                             samples.add("memory", "a warm session's CLI", "MiB of its own", own / 2**20)
                             rss = process.memory_info().rss
                             samples.add("memory", f"the sidecar, {at_once} sessions warm", "MiB resident", rss / 2**20)
@@ -54,8 +54,9 @@ async def _load(samples: Samples, name: str, process: psutil.Process, talking: S
     await quiet()
     before, start = cpu(process), time.perf_counter()
     await asyncio.gather(*(talk(turn) for turn in talking))
+    while turns == TURNS_COLD and clis(process):  # the last processes' way out is part of their turns, too
+        await asyncio.sleep(0.005)
     seconds = time.perf_counter() - start
-    await quiet()  # what the last processes do on their way out is part of their turns
     part, taken = f"{len(talking)} at once", turns * len(talking)
     samples.add(part, name, "turns a second", taken / seconds)
     samples.add(part, name, "CPU ms a turn", (cpu(process) - before) * 1000 / taken)

@@ -2,6 +2,7 @@
 
 import contextlib
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from session_store import SessionMap, SessionMapping, ThreadKey
@@ -28,10 +29,10 @@ class Planner:
         self._sessions = sessions
         self._transcripts = transcripts
 
-    async def plan(self, turn: Turn, parent_turn: Turn | None, new_id: str | None = None) -> Plan:
+    async def plan(self, turn: Turn, parent_turn: Turn | None, new_id: Callable[[], str]) -> Plan:
         """Decide which session `turn` is for and commit the mapping. `parent_turn` runs on the thread it forks, if any.
 
-        A thread without a session gets one under `new_id`, where a process already waits for it.
+        A thread without a session gets one under the ID that `new_id` gives: a process may wait for it already.
 
         Raises SessionNotFound, SessionMissing, ThreadExists, MessageNotFound, UnsafeForkPoint, TranscriptsUnavailable.
         """
@@ -45,7 +46,7 @@ class Planner:
         mapping = await self._sessions.get(request.key)
         if mapping is None:
             await self._transcripts.check()
-            new = await self._sessions.add(request.key, new_id or make_id())
+            new = await self._sessions.add(request.key, new_id())
             return Plan(Launch(new.sdk_session_id), "started", made=True)
         if info := await self._transcripts.info(mapping.sdk_session_id):
             turn.transcript_size = info.size

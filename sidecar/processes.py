@@ -1,14 +1,29 @@
 """The process for a turn: one that is ready where there is one, else a new one; and what becomes of it afterwards."""
 
 import contextlib
-import uuid
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator
 
 from session_store import SessionMapping, ThreadKey
 from sidecar.agent import AgentProcess, Agents, Fingerprint, Launch, ProcessPool, Spare, Transcripts, without_session
 from sidecar.errors import SidecarError
-from sidecar.planning import Plan
+from sidecar.planning import Plan, make_id
 from sidecar.turn import Turn
+
+logger = logging.getLogger(__name__)
+
+
+class SpareOffer:
+    """A connected process for a thread that turns out to be new, with the session ID that it was started for."""
+
+    def __init__(self, take: Callable[[], Spare | None]) -> None:
+        self._take = take
+        self.spare: Spare | None = None
+
+    def new_id(self) -> str:
+        """A session ID for a new thread: the spare's, where there is one, or one that nobody has."""
+        self.spare = self._take()
+        return self.spare.session_id if self.spare else make_id()
 
 
 class Processes:
@@ -20,14 +35,15 @@ class Processes:
         self._pool = pool
 
     @contextlib.contextmanager
-    def spare(self, turn: Turn) -> Iterator[Spare | None]:
-        """A connected process that waits for a new session, in case the thread has none. Unused, it goes back."""
-        spare = self._pool.take_spare(turn.request.agent)
+    def offer(self, turn: Turn) -> Iterator[SpareOffer]:
+        """A process that waits for a new session, in case the thread has none. Taken and not used, it goes back."""
+        agent = turn.request.agent
+        offer = SpareOffer(lambda: self._pool.take_spare(agent))
         try:
-            yield spare
+            yield offer
         finally:
-            if spare is not None and not spare.used:
-                self._pool.give_back(turn.request.agent, spare)
+            if offer.spare is not None and not offer.spare.used:
+                self._pool.give_back(agent, offer.spare)
 
     async def get(self, turn: Turn, plan: Plan, spare: Spare | None) -> AgentProcess:
         """The process for this turn: warm, the spare, or a new one that `connect` has yet to start.
@@ -35,15 +51,17 @@ class Processes:
         Raises UnknownAgent and AgentMisconfigured.
         """
         agent, key = turn.request.agent, turn.request.key
-        if plan.outcome != "resumed":
-            await self._pool.drop(key)  # what is connected there has a session that the thread has no more
         if spare is not None and spare.session_id == plan.launch.session_id:
+            await self._pool.drop(key)
             spare.used = True
             return spare.process
         options = await self._agents.options(agent, key, plan.launch)
         state = Fingerprint(plan.launch.session_id, plan.version, turn.transcript_size, without_session(options))
-        warm = self._pool.take(key, state) if plan.outcome == "resumed" else None
-        return warm or AgentProcess(options)
+        if plan.outcome == "resumed" and (warm := self._pool.take(key, state)):
+            return warm
+        # What is or was connected there has another session, or knows less of this one; two would write to it.
+        await self._pool.drop(key)
+        return AgentProcess(options)
 
     async def connect(self, process: AgentProcess) -> None:
         """Start a process that is not connected yet. Raises AgentStartFailed."""
@@ -72,7 +90,7 @@ class Processes:
         await self._pool.drop(key)
         process = AgentProcess(options)
         try:
-            await self._pool.start(process)
+            await self._pool.start_ahead(process)
         finally:
             if not self._pool.keep(key, state, process):
                 await process.close()
@@ -80,6 +98,10 @@ class Processes:
     async def drop(self, key: ThreadKey) -> None:
         """Close the thread's process, if one is connected, and see it gone: its transcript is about to change."""
         await self._pool.drop(key)
+
+    async def stop(self) -> None:
+        """Keep no process from here on, and end those that are being started for turns yet to come."""
+        await self._pool.stop()
 
     async def close(self) -> None:
         """Close every process that is kept."""
@@ -92,7 +114,10 @@ class Processes:
             info = await self._transcripts.info(mapping.sdk_session_id)
             # As they are now: an operator's function may give others for the next turn.
             options = await self._agents.options(turn.request.agent, turn.request.key, Launch(""))
-        except SidecarError:  # a volume that is gone, a function that fails: the next turn tells
+        except SidecarError:  # a volume that is not mounted, a function that fails: the next turn tells
+            return False
+        except Exception:  # a volume that is there and cannot be read
+            logger.exception("the process of a turn that has ended is not kept")
             return False
         if info is None:
             return False
@@ -102,6 +127,6 @@ class Processes:
     async def _refill(self, agent: str, key: ThreadKey) -> None:
         """Have a spare ready for the next new thread; only of agents that are the same for every thread."""
         if self._agents.is_preset(agent) and self._pool.wants_spare(agent):
-            session_id = str(uuid.uuid4())
+            session_id = make_id()
             options = await self._agents.options(agent, key, Launch(session_id))
             self._pool.refill(agent, Spare(AgentProcess(options), session_id))

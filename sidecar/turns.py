@@ -136,6 +136,7 @@ class Turns:
     async def close(self) -> None:
         """Stop all turns and wait until each has ended and its process is gone."""
         self.stop_all()
+        await self._processes.stop()
         while self._tasks:
             await asyncio.wait(self._tasks)
         await self._processes.close()
@@ -148,9 +149,9 @@ class Turns:
         try:
             await self._claimed(turn, claim)
             parent_turn = self.threads.running(turn.request.fork_of) if turn.request.fork_of else None
-            with self._processes.spare(turn) as spare:
-                plan = await self._planner.plan(turn, parent_turn, spare.session_id if spare else None)
-                process = await self._processes.get(turn, plan, spare)
+            with self._processes.offer(turn) as offer:
+                plan = await self._planner.plan(turn, parent_turn, offer.new_id)
+                process = await self._processes.get(turn, plan, offer.spare)
             turn.status = "running"
             turn.reached("running")
             watch = asyncio.create_task(watch_over(turn, process, self._settings))
@@ -167,21 +168,23 @@ class Turns:
             if turn.error is not error:
                 logger.exception("turn %s failed", turn.id)
         finally:
-            if turn.result is not None:
-                mapping = await self._note_end(turn)
-                self._publish_end(turn)
-            if watch is not None:
-                watch.cancel()
-                await asyncio.wait([watch])
-            if process is not None:
-                await self._processes.put(turn, mapping, process)
-            if plan is not None and plan.made and turn.status != "completed":
-                await self._forget_unbegun(key, plan.launch.session_id)
-            if turn.result is None:
-                self._publish_end(turn)
-            self.threads.leave(turn)
-            exit_status = process.exit_status if process is not None else None
-            logger.info("turn", extra={"fields": {**turn.summary(), "exit": exit_status}})
+            try:
+                if watch is not None:
+                    watch.cancel()
+                    await asyncio.wait([watch])
+                if turn.result is not None:
+                    mapping = await self._note_end(turn)
+                    self._publish_end(turn)
+                if process is not None:
+                    await self._processes.put(turn, mapping, process)
+                if plan is not None and plan.made and turn.status != "completed":
+                    await self._forget_unbegun(key, plan.launch.session_id)
+                if turn.result is None:
+                    self._publish_end(turn)
+            finally:
+                self.threads.leave(turn)
+                exit_status = process.exit_status if process is not None else None
+                logger.info("turn", extra={"fields": {**turn.summary(), "exit": exit_status}})
 
     async def _claimed(self, turn: Turn, claim: asyncio.Future[None]) -> None:
         """Wait in the thread's queue. Raises TurnInterrupted, or the reason, for a turn that is stopped there."""

@@ -106,7 +106,7 @@ async def test_an_api_that_falls_silent_ends_the_turn_at_its_idle_deadline(
         assert isinstance(end["error"], dict)
         assert end["error"]["code"] == "turn_timeout"
         assert "said nothing for 2 seconds" in end["error"]["detail"]
-        await sidecar.at_rest(1)
+        await sidecar.at_rest(1, threads=0)
         await is_sound(sidecar, thread)
 
 
@@ -151,7 +151,7 @@ async def test_a_line_longer_than_the_agent_allows_ends_the_turn(
             end = await ended(stream)
         assert isinstance(end["error"], dict)
         assert (end["status"], end["error"]["code"]) == ("failed", "agent_failed")
-        await sidecar.at_rest(1)
+        await sidecar.at_rest(1, threads=0)
         await is_sound(sidecar, thread)
 
 

@@ -149,27 +149,30 @@ async def test_the_sidecar_is_killed_at_any_instant_of_a_turn(
 @pytest.mark.parametrize("moment", [pytest.param(moment, id=moment.__name__) for moment in MOMENTS])
 @pytest.mark.parametrize("known", [False, True], ids=["new thread", "known thread"])
 async def test_the_cli_is_killed(
-    sidecar: Sidecar, thread: str, model: FaultyModel, moment: Callable[[Stream], object], known: bool
+    a_sidecar: Make, thread: str, model: FaultyModel, moment: Callable[[Stream], object], known: bool
 ) -> None:
-    if known:
-        await sidecar.say(thread, "My name is Ada")
-        await sidecar.at_rest()
-    async with sidecar.stream(thread, prompt_for(moment)) as stream:
-        await moment(stream)  # type: ignore[misc]
-        for pid in sidecar.cli_processes():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        end = (await stream.rest())[-1]
-    assert end.name == "end"
-    assert end.data["status"] in (("completed",) if moment in (at_the_result, at_the_end) else ("failed", "completed"))
-    line = await sidecar.until_logged("turn", thread_id=thread, turn_id=stream.events[0].data["turn_id"])
-    assert line["status"] == end.data["status"]
-    mapping = await sidecar.session(thread)
-    if mapping.status_code == 200:
-        await goes_on(sidecar, thread, str(stream.events[0].data["sdk_session_id"]), known=known)
-    else:
-        assert not known  # killed before the SDK had a transcript: nothing of it is left
-        assert await sidecar.say(thread, "Go on") == "You have said 1 thing: Go on"
+    async with a_sidecar() as sidecar:
+        if known:
+            await sidecar.say(thread, "My name is Ada")
+            await sidecar.until_logged("turn", thread_id=thread)
+        async with sidecar.stream(thread, prompt_for(moment)) as stream:
+            await moment(stream)  # type: ignore[misc]
+            for pid in sidecar.cli_processes():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            end = (await stream.rest())[-1]
+        assert end.name == "end"
+        late = moment in (at_the_result, at_the_end)
+        assert end.data["status"] in (("completed",) if late else ("failed", "completed"))
+        turn_id = stream.events[0].data["turn_id"]
+        line = await sidecar.until_logged("turn", thread_id=thread, turn_id=turn_id)
+        assert line["status"] == end.data["status"]
+        mapping = await sidecar.session(thread)
+        if mapping.status_code == 200:
+            await goes_on(sidecar, thread, str(stream.events[0].data["sdk_session_id"]), known=known)
+        else:
+            assert not known  # killed before the SDK had a transcript: nothing of it is left
+            assert await sidecar.say(thread, "Go on") == "You have said 1 thing: Go on"
 
 
 async def test_what_a_crash_left_running_is_ended_before_a_turn_may_touch_its_session(

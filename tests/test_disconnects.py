@@ -69,7 +69,7 @@ async def test_a_client_goes_away(
         model.release()
     turn_id = stream.events[0].data["turn_id"]
     line = await sidecar.until_logged("turn", thread_id=thread, turn_id=turn_id)
-    await sidecar.at_rest(0)
+    await sidecar.at_rest(0, threads=1)
     assert line["status"] == ("completed" if on_disconnect == "continue" else "interrupted")
     answers = [text for role, text in await sidecar.history(thread) if role == "assistant" and text]
     if on_disconnect == "continue":
@@ -90,7 +90,7 @@ async def test_a_client_goes_away_during_start_up(
             await sidecar.settle()
         asking.cancel()
         line = await sidecar.until_logged("turn", thread_id=thread)
-        await sidecar.at_rest(0)
+        await sidecar.at_rest(0, threads=1)
         if on_disconnect == "continue":
             assert line["status"] == "completed"
             assert (await sidecar.history(thread))[-1] == ("assistant", "You have said 1 thing: Hello")

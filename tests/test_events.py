@@ -52,13 +52,16 @@ async def test_a_reader_that_is_there_first_follows_the_turn() -> None:
 
 async def test_every_one_of_several_readers_is_woken_for_each_event() -> None:
     log = a_log()
-    readers = [asyncio.create_task(read(log, after)) for after in (0, 0, 1)]
-    for _ in range(3):
+    readers = [log.chunks(), log.chunks(), log.chunks(after=1)]
+    log.append("assistant", {})
+    for reader in readers[:2]:
+        assert ids(frames(await anext(reader))) == [1]
+    for number in (2, 3):
+        waiting = [asyncio.ensure_future(anext(reader)) for reader in readers]
         await asyncio.sleep(0)
         log.append("assistant", {})
-    await asyncio.sleep(0)
-    log.close()
-    assert [ids(await reader) for reader in readers] == [[1, 2, 3], [1, 2, 3], [2, 3]]
+        async with asyncio.timeout(5):
+            assert [ids(frames(await one)) for one in waiting] == [[number]] * 3
 
 
 async def test_events_that_are_there_at_once_come_at_once_but_no_more_than_a_slow_reader_can_take() -> None:

@@ -7,10 +7,9 @@ from pathlib import Path
 import pytest
 
 from tests.faults import FaultyModel
-from tests.modes import in_both_modes
-from tests.server import Sidecar, gone
+from tests.server import Sidecar, gone, running
 
-pytestmark = [pytest.mark.long, in_both_modes]
+pytestmark = pytest.mark.long  # `make test-all`
 
 Make = Callable[..., Sidecar]
 
@@ -63,24 +62,9 @@ def cli(tmp_path: Path) -> Path:
 @pytest.fixture
 async def sidecar(a_sidecar: Make, cli: Path, model: FaultyModel) -> AsyncIterator[Sidecar]:
     """A sidecar that is soon out of patience."""
-    # No spares: those would be of the same kind.
-    patience = {"SIDECAR_SPARE_PROCESSES": "0", "SIDECAR_TURN_IDLE_SECONDS": "1", "SIDECAR_INTERRUPT_SECONDS": "0.5"}
+    patience = {"SIDECAR_TURN_IDLE_SECONDS": "1", "SIDECAR_INTERRUPT_SECONDS": "0.5"}
     async with a_sidecar("--agents", str(cli.with_name("agents.toml")), **patience) as sidecar:
         yield sidecar
-
-
-def processes(cli: Path) -> list[int]:
-    """The processes that run this script."""
-    return [
-        int(process.name) for process in Path("/proc").glob("[0-9]*") if str(cli).encode() in read(process / "cmdline")
-    ]
-
-
-def read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError:
-        return b""
 
 
 @pytest.mark.parametrize("script", [pytest.param(text, id=name) for name, text in ENDS_BEFORE_IT_BEGAN.items()])
@@ -92,7 +76,7 @@ async def test_a_cli_that_fails_before_it_begins_is_a_real_status_and_leaves_not
     assert response.status_code in (502, 504), response.text
     assert response.json()["code"] in ("agent_start_failed", "agent_failed", "turn_timeout")
     await sidecar.until_logged("turn", thread_id=thread)
-    assert processes(cli) == []
+    assert running(cli) == []
     assert (await sidecar.session(thread)).status_code == 404
 
 
@@ -109,7 +93,7 @@ async def test_a_cli_that_fails_in_mid_turn_ends_the_stream_and_frees_the_thread
     assert end["status"] == "failed"
     assert end["error"]["code"] in ("agent_failed", "turn_timeout")
     await sidecar.until_logged("turn", thread_id=thread)
-    assert processes(cli) == []
+    assert running(cli) == []
 
 
 async def test_the_thread_is_held_until_a_cli_that_hangs_on_the_way_out_is_gone(
@@ -119,11 +103,11 @@ async def test_the_thread_is_held_until_a_cli_that_hangs_on_the_way_out_is_gone(
     async with sidecar.stream(thread, "Hello") as stream:
         end = await stream.until("end")
         assert end.data["status"] == "completed"
-        left = processes(cli)
+        left = running(cli)
         assert left
         again = asyncio.create_task(sidecar.chat(thread, "And?"))
         await sidecar.settle()
-        assert processes(cli) == left  # the next turn waits
+        assert running(cli) == left  # the next turn waits
         line = await sidecar.until_logged("turn", thread_id=thread)
         assert line["exit"] == -9
         assert await gone(left, 0)
@@ -133,10 +117,10 @@ async def test_the_thread_is_held_until_a_cli_that_hangs_on_the_way_out_is_gone(
 async def test_a_shutdown_does_not_wait_for_a_cli_that_hangs(sidecar: Sidecar, cli: Path, thread: str) -> None:
     cli.write_text("#!/bin/sh\ntrap '' TERM; while :; do sleep 0.1; done\n")
     asking = asyncio.create_task(sidecar.chat(thread, "Hello"))
-    while not processes(cli):
+    while not running(cli):
         await sidecar.settle()
     sidecar.process.terminate()
     response = await asking
     assert (response.status_code, response.json()["code"]) == (503, "shutting_down")
     await sidecar.wait()
-    assert processes(cli) == []
+    assert running(cli) == []

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from tests.faults import FaultyModel
-from tests.server import SECONDS, Sidecar, gone
+from tests.server import SECONDS, Sidecar, gone, running
 
 Make = Callable[..., Sidecar]
 WARM = {"SIDECAR_WARM_SESSIONS": "4", "SIDECAR_SPARE_PROCESSES": "0"}
+SPARE = {"SIDECAR_WARM_SESSIONS": "0", "SIDECAR_SPARE_PROCESSES": "1"}
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +155,7 @@ async def test_an_unused_process_is_closed_after_a_while(a_sidecar: Make, thread
 
 @pytest.mark.long
 async def test_a_new_thread_gets_the_process_that_was_waiting_for_one(a_sidecar: Make, thread: str) -> None:
-    async with a_sidecar(SIDECAR_WARM_SESSIONS="0", SIDECAR_SPARE_PROCESSES="1") as sidecar:
+    async with a_sidecar(**SPARE) as sidecar:
         await sidecar.say(thread, "My name is Ada")
         await sidecar.until_logged("turn", thread_id=thread)
         (spare,) = await ready(sidecar, 1)
@@ -165,6 +166,50 @@ async def test_a_new_thread_gets_the_process_that_was_waiting_for_one(a_sidecar:
         (another,) = await ready(sidecar, 1)
         assert another != spare
         assert "First: My name is Ada" in await sidecar.say(thread, "Who am I?")
+
+
+@pytest.fixture
+def counted(tmp_path: Path) -> Path:
+    """A CLI, with an agents.toml beside it, that puts a line into `starts` for each start; or hangs if that says so."""
+    import claude_agent_sdk  # noqa: PLC0415
+
+    starts, cli = tmp_path / "starts", tmp_path / "claude"
+    cli.write_text(
+        f"#!/bin/sh\nif grep -q hang {starts}; then trap '' TERM; while :; do sleep 0.1; done; fi\n"
+        f'echo started >>{starts}\nexec {claude_agent_sdk.__path__[0]}/_bundled/claude "$@"\n'
+    )
+    cli.chmod(0o700)
+    starts.touch()
+    (tmp_path / "agents.toml").write_text(f'[default]\ncli_path = "{cli}"\n')
+    return cli
+
+
+@pytest.mark.long
+async def test_one_spare_is_started_however_many_turns_end_meanwhile(
+    a_sidecar: Make, thread: str, counted: Path
+) -> None:
+    async with a_sidecar("--agents", str(counted.with_name("agents.toml")), **SPARE) as sidecar:
+        await asyncio.gather(*(sidecar.say(f"{thread}-{number}", "Hello") for number in range(6)))
+        starts = counted.with_name("starts")
+        async with asyncio.timeout(SECONDS):
+            while len(starts.read_text().splitlines()) < 6 + 1:
+                await sidecar.settle()
+        await ready(sidecar, 1)
+        assert len(starts.read_text().splitlines()) == 6 + 1
+
+
+@pytest.mark.long
+async def test_a_shutdown_does_not_wait_for_a_spare_that_hangs(a_sidecar: Make, thread: str, counted: Path) -> None:
+    async with a_sidecar("--agents", str(counted.with_name("agents.toml")), **SPARE) as sidecar:
+        async with sidecar.stream(thread, "[[hold 1]]") as stream:
+            await stream.until_text()
+            counted.with_name("starts").write_text("hang")
+            await sidecar.post("/v1/chat/interrupt", thread)
+        async with asyncio.timeout(SECONDS):
+            while not (hanging := running(counted)):
+                await sidecar.settle()
+        await sidecar.stop(signal.SIGTERM)
+        assert await gone(hanging, 0)
 
 
 async def ready(sidecar: Sidecar, number: int) -> list[int]:
@@ -245,3 +290,49 @@ async def test_a_function_that_fails_when_a_turn_has_ended_costs_the_process_and
         await sidecar.until_logged("turn", thread_id=thread)
         assert await gone(sidecar.cli_processes())
         assert "First: My name is Ada" in await sidecar.say(thread, "Who am I?")
+
+
+@pytest.mark.long
+async def test_a_kept_process_that_hangs_costs_its_turn_and_not_the_thread(a_sidecar: Make, thread: str) -> None:
+    patience = {"SIDECAR_TURN_IDLE_SECONDS": "2", "SIDECAR_INTERRUPT_SECONDS": "0.5"}
+    async with a_sidecar(**WARM, **patience) as sidecar:
+        await sidecar.say(thread, "My name is Ada")
+        await sidecar.until_logged("turn", thread_id=thread)
+        process = await sidecar.process_of(thread)
+        os.kill(process, signal.SIGSTOP)
+        response = await sidecar.chat(thread, "Hello?")
+        assert (response.status_code, response.json()["code"]) == (504, "turn_timeout")
+        assert "First: My name is Ada" in await sidecar.say(thread, "Who am I?", multitask_strategy="enqueue")
+        assert await gone([process], 0)
+
+
+async def test_a_thread_is_changed_only_when_a_process_that_was_leaving_it_has_left(warm: Sidecar, thread: str) -> None:
+    await warm.say(thread, "My name is Ada")
+    await warm.until_logged("turn", thread_id=thread)
+    process = await warm.process_of(thread)
+    os.kill(process, signal.SIGSTOP)  # it will take its time
+    others = [f"{thread}-{number}" for number in range(4)]
+    await asyncio.gather(*(warm.say(other, "Hello") for other in others))
+    for other in others:
+        await warm.until_logged("turn", thread_id=other)
+    body = {"thread_id": thread, "resource_id": "alice", "title": "Tea"}
+    assert (await warm.http.patch("/v1/session", json=body)).status_code == 200
+    assert await gone([process], 0)
+
+
+@pytest.mark.long
+async def test_a_turn_that_waits_for_a_start_can_be_stopped(a_sidecar: Make, thread: str, counted: Path) -> None:
+    counted.with_name("starts").write_text("hang")
+    async with a_sidecar("--agents", str(counted.with_name("agents.toml"))) as sidecar:
+        cores = os.cpu_count() or 1
+        hanging = [asyncio.create_task(sidecar.chat(f"{thread}-{number}", "Hello")) for number in range(cores)]
+        async with asyncio.timeout(SECONDS):
+            while len(running(counted)) < cores:
+                await sidecar.settle()
+        waiting = asyncio.create_task(sidecar.chat(thread, "Hello"))
+        async with asyncio.timeout(SECONDS):
+            while (await sidecar.post("/v1/chat/interrupt", thread)).json().get("turn_id") is None:
+                pass
+            assert (await waiting).json()["code"] == "turn_interrupted"
+        await sidecar.stop(signal.SIGTERM)
+        await asyncio.wait(hanging)

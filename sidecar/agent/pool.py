@@ -18,7 +18,7 @@ from claude_agent_sdk import ClaudeAgentOptions
 
 from session_store import ThreadKey
 from sidecar.agent.process import AgentProcess
-from sidecar.errors import SidecarError
+from sidecar.errors import AgentStartFailed, SidecarError
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +66,8 @@ class ProcessPool:
         self._idle_seconds = idle_seconds
         self._warm: dict[ThreadKey, tuple[Fingerprint, _Idle]] = {}  # least recently used first
         self._spares: dict[str, dict[Spare, _Idle]] = {}
+        self._leaving: dict[asyncio.Task[None], ThreadKey] = {}  # what closes a thread's process
+        self._ahead: dict[AgentProcess, str | None] = {}  # starting with no turn that waits; a spare's with its agent
         self._starts = asyncio.Semaphore(os.cpu_count() or 1)  # more at once only slow each other down
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing = False
@@ -76,45 +78,73 @@ class ProcessPool:
         return self._most_warm
 
     async def start(self, process: AgentProcess) -> None:
-        """Start a process when a core is free for it, in the order of asking. Raises AgentStartFailed."""
-        async with self._starts:
+        """Start a process when a core is free for it, in the order of asking. Raises AgentStartFailed.
+
+        One that is told to end while it waits fails at once.
+        """
+        free = asyncio.ensure_future(self._starts.acquire())
+        ended = asyncio.ensure_future(process.ended.wait())
+        try:
+            await asyncio.wait((free, ended), return_when=asyncio.FIRST_COMPLETED)
             await process.start()
+        finally:
+            ended.cancel()
+            if not free.cancel():
+                self._starts.release()
+
+    async def start_ahead(self, process: AgentProcess, spare_of: str | None = None) -> None:
+        """Start a process that no turn waits for; it is ended in mid-start if need be. Raises AgentStartFailed."""
+        self._ahead[process] = spare_of
+        try:
+            if self._closing:
+                raise AgentStartFailed("The sidecar is shutting down.")
+            await self.start(process)
+        finally:
+            del self._ahead[process]
 
     # Warm sessions
 
     def take(self, key: ThreadKey, fingerprint: Fingerprint) -> AgentProcess | None:
         """The process that is connected to this thread's session, if everything is as it was; else it is closed."""
-        fits = self.has(key, fingerprint)
-        _, idle = self._warm.pop(key, (None, None))
-        if idle is None:
+        if not self.has(key, fingerprint):
+            self._close_warm(key)
             return None
+        _, idle = self._warm.pop(key)
         idle.watch.cancel()
-        if fits and idle.process.is_alive:
-            return idle.process
-        self._own(idle.process.close())
-        return None
+        return idle.process
 
     def has(self, key: ThreadKey, fingerprint: Fingerprint) -> bool:
-        """Whether a process waits for exactly this."""
-        return key in self._warm and self._warm[key][0] == fingerprint
+        """Whether a process waits for exactly this, and has done nothing else since."""
+        if key not in self._warm or self._warm[key][0] != fingerprint:
+            return False
+        process = self._warm[key][1].process
+        return process.is_alive and not process.has_spoken
 
     def keep(self, key: ThreadKey, fingerprint: Fingerprint, process: AgentProcess) -> bool:
         """Keep a process that has just fallen idle; whether it was kept. The least recently used makes room."""
         if self._closing or not self._most_warm or not process.is_alive:
             return False
-        if key in self._warm:
-            self._close_warm(key)
+        self._close_warm(key)
         while len(self._warm) >= self._most_warm:
             self._close_warm(next(iter(self._warm)))
-        self._warm[key] = (fingerprint, self._idle(process, lambda: self._warm.pop(key, None)))
+        self._warm[key] = (fingerprint, self._idle(process, lambda: self._close_warm(key)))
         return True
 
     async def drop(self, key: ThreadKey) -> None:
-        """Close a thread's process, if it has one, and see it gone."""
+        """See every process of a thread gone: the one that is kept for it, and those that are leaving already."""
+        self._close_warm(key)
+        if leaving := [task for task, whose in self._leaving.items() if whose == key]:
+            await asyncio.wait(leaving)
+
+    def _close_warm(self, key: ThreadKey) -> None:
+        """Close a thread's process, if it has one; `drop` waits for it."""
         _, idle = self._warm.pop(key, (None, None))
-        if idle is not None:
-            idle.watch.cancel()
-            await idle.process.close()
+        if idle is None:
+            return
+        idle.watch.cancel()
+        closing = self._own(idle.process.close())
+        self._leaving[closing] = key
+        closing.add_done_callback(self._leaving.pop)
 
     # Spares
 
@@ -135,19 +165,31 @@ class ProcessPool:
             self._own(spare.process.close())
         else:
             waiting = self._spares.setdefault(agent, {})
-            waiting[spare] = self._idle(spare.process, lambda: waiting.pop(spare, None))
+
+            def close() -> None:
+                if waiting.pop(spare, None):
+                    self._own(spare.process.close())
+
+            waiting[spare] = self._idle(spare.process, close)
 
     def wants_spare(self, agent: str) -> bool:
-        """Whether this agent has fewer spares than it may."""
-        return not self._closing and len(self._spares.get(agent, {})) < self._most_spares
+        """Whether this agent has fewer spares than it may, those that are being started included."""
+        there = len(self._spares.get(agent, {})) + list(self._ahead.values()).count(agent)
+        return not self._closing and there < self._most_spares
 
     def refill(self, agent: str, spare: Spare) -> None:
         """Start a spare, which is not started yet, in the background."""
+        self._ahead[spare.process] = agent  # before the task is: another turn may end first
         self._own(self._refill(agent, spare))
+
+    async def stop(self) -> None:
+        """Keep nothing from here on, and end what is being started ahead: one that hangs would be waited for."""
+        self._closing = True
+        await asyncio.gather(*(process.end() for process in self._ahead))
 
     async def close(self) -> None:
         """Close every process and see it gone; none is kept from here on."""
-        self._closing = True
+        await self.stop()
         idle = [idle for _, idle in self._warm.values()]
         idle += [idle for waiting in self._spares.values() for idle in waiting.values()]
         self._warm.clear()
@@ -158,26 +200,22 @@ class ProcessPool:
         while self._tasks:
             await asyncio.wait(self._tasks)
 
-    def _close_warm(self, key: ThreadKey) -> None:
-        _, idle = self._warm.pop(key)
-        idle.watch.cancel()
-        self._own(idle.process.close())
-
     async def _refill(self, agent: str, spare: Spare) -> None:
         try:
-            await self.start(spare.process)
+            await self.start_ahead(spare.process, agent)
         except SidecarError as error:
             logger.warning("a spare process of agent %s did not start: %s", agent, error.detail)
             await spare.process.close()
         else:
             self.give_back(agent, spare)
 
-    def _idle(self, process: AgentProcess, forget: Callable[[], object]) -> _Idle:
+    def _idle(self, process: AgentProcess, close: Callable[[], object]) -> _Idle:
+        """A process that is closed when it has been unused for long, or has ended by itself."""
+
         async def watch() -> None:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(process.wait_for_exit(), self._idle_seconds)
-            forget()
-            self._own(process.close())
+            close()
 
         return _Idle(process, self._own(watch()))
 

@@ -52,6 +52,11 @@ class _RawClient(ClaudeSDKClient):
                 kind = message["event"]["type"] if message["type"] == "stream_event" else None
                 yield message
 
+    @property
+    def has_messages(self) -> bool:
+        """Whether there are messages that nobody has taken."""
+        return self._query is not None and self._query._message_receive.statistics().current_buffer_used > 0
+
     def send_signal(self, name: str) -> None:
         """`terminate` or `kill` the process, if there is one."""
         process = self.process
@@ -81,7 +86,7 @@ class AgentProcess:
         self._starting: asyncio.Future[None] | None = None
         self.exit_status: int | None = None  # after `close`; negative for a signal
         self.prompted = False  # while a turn has its prompt; then only `interrupt` keeps what was answered
-        self._ended = False
+        self.ended = asyncio.Event()  # it was told to end; it will not start any more, nor take a prompt
 
     @property
     def pid(self) -> int | None:
@@ -92,7 +97,17 @@ class AgentProcess:
     def is_alive(self) -> bool:
         """Whether the process runs and can be given a prompt: it was never told to end."""
         process = self._client.process
-        return process is not None and process.returncode is None and not self._ended and not _has_exited(process.pid)
+        return (
+            process is not None
+            and process.returncode is None
+            and not self.ended.is_set()
+            and not _has_exited(process.pid)
+        )
+
+    @property
+    def has_spoken(self) -> bool:
+        """Whether the process has said something that nobody asked for, as a background task's end makes it do."""
+        return self._client.has_messages
 
     async def wait_for_exit(self) -> None:
         """Wait until the process has ended by itself."""
@@ -101,7 +116,7 @@ class AgentProcess:
 
     async def start(self) -> None:
         """Start the process and connect to it. Raises AgentStartFailed; nothing is left running then."""
-        if self._ended:
+        if self.ended.is_set():
             raise AgentStartFailed("It was stopped before it was started.")
         self._starting = asyncio.ensure_future(self._client.connect())
         await asyncio.wait([self._starting])
@@ -153,7 +168,7 @@ class AgentProcess:
 
     async def end(self) -> None:
         """End a process that does not react, while it starts or runs: terminate, then kill. `start` or `run` fails."""
-        self._ended = True
+        self.ended.set()
         for signal in ("terminate", "kill"):
             self._client.send_signal(signal)
             if await _within(TERMINATE_SECONDS, self._settled()):
