@@ -1,5 +1,6 @@
 """What the sidecar has set itself, as ratios within one run."""
 
+import statistics
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -37,11 +38,11 @@ def _latency(samples: Samples) -> Iterator[Bar]:
     first = "first delta, ms"
     for messages in SIZES:
         part = f"follow-up at {messages}"
-        warm = samples.median(part, "sidecar, warm", first)
-        floor = samples.median(part, "ClaudeSDKClient, connected", first)
-        cold = samples.median(part, "query(resume=…)", first)
-        yield Bar(f"warm follow-up at {messages} messages, over a connected client", warm - floor, 3, unit=" ms")
-        yield Bar(f"warm follow-up at {messages} messages, of query(resume=…)", warm / cold, 1 / 10)
+        warm, floor = samples.of(part, "sidecar, warm", first), samples.of(part, "ClaudeSDKClient, connected", first)
+        over = statistics.median(mine - theirs for mine, theirs in zip(warm, floor, strict=True))  # round by round
+        yield Bar(f"warm follow-up at {messages} messages, over a connected client", over, 3, unit=" ms")
+        ratio = statistics.median(warm) / samples.median(part, "query(resume=…)", first)
+        yield Bar(f"warm follow-up at {messages} messages, of query(resume=…)", ratio, 1 / 10)
     spare, cold = (samples.median("new", f"sidecar, {name}", first) for name in ("spare", "cold"))
     yield Bar("new thread from a spare, of a cold one", spare / cold, 1 / 4)
 

@@ -188,11 +188,12 @@ class Turns:
 
     async def _claimed(self, turn: Turn, claim: asyncio.Future[None]) -> None:
         """Wait in the thread's queue. Raises TurnInterrupted, or the reason, for a turn that is stopped there."""
-        stopping = asyncio.ensure_future(turn.stopping.wait())
-        try:
-            await asyncio.wait((claim, stopping), return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            stopping.cancel()
+        if not claim.done():
+            stopping = asyncio.ensure_future(turn.stopping.wait())
+            try:
+                await asyncio.wait((claim, stopping), return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                stopping.cancel()
         if turn.stopping.is_set():
             raise turn.stop_reason or TurnInterrupted(UNBEGUN)
 
