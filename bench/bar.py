@@ -4,9 +4,7 @@ import statistics
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from bench.deltas import MADE, OURS, SENT
-from bench.latency import SIZES
-from bench.mappings import DEPTH, ROWS
+from bench.names import DEPTH, MADE, OURS, ROWS, SENT, SIZES
 from bench.samples import Samples
 
 
@@ -23,6 +21,12 @@ class Bar(NamedTuple):
     def met(self) -> bool:
         """Whether it held in this run."""
         return self.figure <= self.limit if self.at_most else self.figure >= self.limit
+
+    @property
+    def told(self) -> tuple[str, str, str, str]:
+        """The row of a table: what, the limit, the figure, and whether it was met."""
+        limit = f"{'at most' if self.at_most else 'at least'} {self.limit:.2g}{self.unit}"
+        return self.what, limit, f"{self.figure:.2g}{self.unit}", "met" if self.met else "not met"
 
 
 def bars(samples: Samples) -> Iterator[Bar]:

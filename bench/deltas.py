@@ -4,12 +4,12 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
+from bench.names import MADE, OURS, SENT
 from bench.samples import Samples
 from bench.servers import Server, application, cpu, quiet, sidecar, stand_in
 
 FEW, MANY = 10, 2000
 TURNS = 10
-OURS, MADE, SENT = "sidecar, all of it", "asdict + json.dumps", "asdict + json.dumps, sent by Starlette"
 
 
 async def measure(home: Path, samples: Samples, rounds: int) -> None:

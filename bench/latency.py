@@ -6,11 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bench.contenders import AgUi, Connected, Contender, Forker, Query, RawApi, Sidecar, Timing, Turn
+from bench.names import SIZES
 from bench.samples import Samples
 from bench.seeds import Seeds
 from bench.servers import application, quiet, sidecar, stand_in
 
-SIZES = (2, 100, 1000)
 Open = Callable[[int], contextlib.AbstractAsyncContextManager[Turn]]
 
 

@@ -11,13 +11,13 @@ from urllib.parse import urlencode
 from agents import SQLiteSession
 
 from bench.load import repeat
+from bench.names import DEPTH, ROWS
 from bench.samples import Samples
 from bench.servers import Server, application, cpu, sidecar
 from session_store import SqliteSessionMap, ThreadKey
 from session_store.sqlite_file import open_database
 
-ROWS = (1_000, 1_000_000)
-PAGE, DEPTH = 50, 100_000
+PAGE = 50
 CONNECTIONS, SECONDS = 8, 2.0
 CALLS = 500
 

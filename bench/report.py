@@ -14,9 +14,8 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.bar import bars
-from bench.latency import SIZES
+from bench.names import AT_ONCE, SIZES
 from bench.samples import Samples
-from bench.throughput import AT_ONCE
 
 LIBRARIES = ("claude-agent-sdk", "starlette", "uvicorn", "uvloop", "httptools", "ag-ui-claude-sdk", "openai-agents")
 
@@ -51,8 +50,7 @@ def tell(samples: Samples, run: Mapping[str, Any]) -> None:
         console.print(table)
     table = Table("the bar", "limit", "measured", "")
     for bar in bars(samples):
-        limit = f"{'at most' if bar.at_most else 'at least'} {bar.limit:.3g}{bar.unit}"
-        table.add_row(bar.what, limit, f"{bar.figure:.3g}{bar.unit}", "met" if bar.met else "NOT MET")
+        table.add_row(*bar.told)
     console.print(table)
 
 
@@ -65,7 +63,7 @@ def keep(samples: Samples, run: Mapping[str, Any], path: Path) -> None:
 
 def draw(samples: Samples, path: Path) -> None:
     """The picture: first deltas, and turns a second."""
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 4), width_ratios=(3, 1.6, 2))
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 4.4), width_ratios=(3, 1.6, 2))
     whos = ["query(resume=…)", "sidecar, cold", "sidecar, warm", "ag-ui-claude-sdk", "ClaudeSDKClient, connected"]
     colours = dict(zip(whos, ("#999999", "#9ecae1", "#08519c", "#fdae6b", "#bdbdbd"), strict=True))
     first = "first delta, ms"
@@ -76,7 +74,7 @@ def draw(samples: Samples, path: Path) -> None:
         left.bar_label(drawn, [f"{value:.0f}" for value in values], fontsize=7)
     left.set_xticks(range(len(SIZES)), [f"{size:,} messages" for size in SIZES])
     left.set_title("follow-up turn: ms to the first delta")
-    left.legend(fontsize=7)
+    left.legend(fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.08), frameon=False)
     new = ["query(resume=…)", "sidecar, cold", "sidecar, spare", "ClaudeSDKClient, connected"]
     values = [samples.median("new", who, first) for who in new]
     labels = ["query()", "sidecar,\ncold", "sidecar,\nspare", "client,\nconnected"]
@@ -92,7 +90,10 @@ def draw(samples: Samples, path: Path) -> None:
     right.set_xticks(AT_ONCE, [str(n) for n in AT_ONCE])
     right.set_xlabel("threads at once")
     right.set_title("turns a second")
-    right.legend(fontsize=7)
+    right.set_ylim(1, 100)
+    right.set_yticks([1, 2, 5, 10, 20, 50, 100], ["1", "2", "5", "10", "20", "50", "100"])
+    right.minorticks_off()
+    right.legend(fontsize=8, loc="center right", frameon=False)
     for axes in (left, middle, right):
         axes.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()

@@ -10,11 +10,11 @@ from pathlib import Path
 import psutil
 
 from bench.contenders import Connected, Contender, Query, Sidecar, Turn
+from bench.names import AT_ONCE
 from bench.samples import Samples
 from bench.seeds import Seeds
 from bench.servers import clis, cpu, quiet, sidecar, stand_in
 
-AT_ONCE = (1, 2, 4, 8, 16)
 TURNS_WARM, TURNS_COLD = 20, 3
 
 

@@ -1,12 +1,18 @@
 """The README is true: every setting, call and field that it names is there, and none is missing."""
 
+import json
 import re
 from pathlib import Path
 
+from bench.bar import bars
+from bench.names import SIZES
+from bench.samples import Samples
 from sidecar.api.routes import ROUTES
 from sidecar.settings import Settings
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+BENCH = (ROOT / "bench" / "README.md").read_text()
 
 
 def test_every_setting_stands_in_the_readme_with_its_default() -> None:
@@ -37,3 +43,18 @@ def test_every_test_that_a_promise_names_is_there() -> None:
         named, _, test = name.partition("::")
         file = file if named == "…" else named
         assert f"def {test}(" in (tests / file).read_text() if test else (tests / file).exists(), name
+
+
+def test_every_figure_is_of_the_run_that_is_kept() -> None:
+    kept = Samples()
+    kept.all.update(json.loads((ROOT / "bench/results.json").read_text())["samples"])
+    section = README.partition("## Speed")[2].partition("## What it promises")[0]
+    parts = [*(f"follow-up at {size}" for size in SIZES), "new"]
+    rows = re.findall(r"^\| ([^|]+) \|" + r" (\d*) ?\|" * len(parts) + "$", section, re.M)
+    assert len(rows) == 6
+    for who, *told in rows:
+        for part, figure in zip(parts, told, strict=True):
+            if figure:
+                assert figure == f"{kept.median(part, who.strip('`'), 'first delta, ms'):.0f}", (who, part)
+    rows = [bar.told for bar in bars(kept)]
+    assert rows == [tuple(row) for row in re.findall(r"^\| (\S[^|]+) " + r"\| ([^|]+) " * 3 + r"\|$", BENCH, re.M)]

@@ -1,0 +1,12 @@
+"""What is measured, by name and by size; no library is needed to read the figures again."""
+
+SIZES = (2, 100, 1000)  # messages of the conversation before the turn that is measured
+AT_ONCE = (1, 2, 4, 8, 16)  # threads
+
+# Ways to bring a delta to its reader.
+OURS = "sidecar, all of it"
+MADE = "asdict + json.dumps"
+SENT = "asdict + json.dumps, sent by Starlette"
+
+ROWS = (1_000, 1_000_000)  # of the session map
+DEPTH = 100_000  # rows before the deepest page
