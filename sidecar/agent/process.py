@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import signal
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
 from pathlib import Path
@@ -23,6 +24,9 @@ TERMINATE_SECONDS = 2.0
 
 # Deltas that come within so long of one another are taken together, or most of what each costs is being woken for it.
 BURST_SECONDS = 0.002
+
+PF_EXITING = 0x4  # Linux, include/linux/sched.h
+KILLED = 1 << (signal.SIGKILL - 1)
 
 
 class _RawClient(ClaudeSDKClient):
@@ -169,8 +173,8 @@ class AgentProcess:
     async def end(self) -> None:
         """End a process that does not react, while it starts or runs: terminate, then kill. `start` or `run` fails."""
         self.ended.set()
-        for signal in ("terminate", "kill"):
-            self._client.send_signal(signal)
+        for name in ("terminate", "kill"):
+            self._client.send_signal(name)
             if await _within(TERMINATE_SECONDS, self._settled()):
                 return
         # What is left to wait for is a handshake that nobody will answer.
@@ -186,11 +190,11 @@ class AgentProcess:
         """Disconnect and see the process gone. Never fails."""
         process = self._client.process  # the SDK forgets it
         leaving = asyncio.ensure_future(self._client.disconnect())
-        for seconds, signal in ((LEAVE_SECONDS, "terminate"), (TERMINATE_SECONDS, "kill")):
+        for seconds, name in ((LEAVE_SECONDS, "terminate"), (TERMINATE_SECONDS, "kill")):
             await asyncio.wait([leaving], timeout=seconds)
             if leaving.done():
                 break
-            self._client.send_signal(signal)
+            self._client.send_signal(name)
         try:
             await leaving
         except Exception:
@@ -204,12 +208,17 @@ class AgentProcess:
 
 
 def _has_exited(pid: int) -> bool:
-    """Whether a child has ended, even if the event loop has not heard of it yet; False where there is no /proc."""
+    """Whether a child has ended or is about to, even if nobody has heard of it yet; False where there is no /proc.
+
+    A process that was killed takes some milliseconds to give its memory back, and runs by all other signs until then.
+    """
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return Path("/proc/self").exists()
-    return stat.rpartition(")")[2].split()[0] in "ZX"
+    fields = ["", "", "", *stat.rpartition(")")[2].split()]  # numbered from 1, as in proc(5)
+    state, flags, pending = fields[3], int(fields[9]), int(fields[31])
+    return state in "ZX" or bool(flags & PF_EXITING or pending & KILLED)
 
 
 async def _within(seconds: float, waiting: Awaitable[object]) -> bool:
