@@ -169,8 +169,7 @@ class Query:
 
     async def _turn(self, **more: Any) -> Timing:
         clock = Clock()
-        mine = options(self.home / "claude", self.home / "workspace", self.model, **more)
-        messages = query(prompt=MESSAGE, options=mine)
+        messages = query(prompt=MESSAGE, options=self._options(**more))
         timing = await received(messages, clock)
         async for _ in messages:  # it ends when its process has
             pass

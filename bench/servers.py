@@ -13,6 +13,8 @@ from pathlib import Path
 import httpx2
 import psutil
 
+from sidecar.agent.options import QUIET_CLI
+
 _ADDRESS = re.compile(r"running on (http://[\w.]+:\d+)")
 START_SECONDS = 60
 
@@ -27,7 +29,7 @@ class Server:
 
 
 def clis(process: psutil.Process) -> list[psutil.Process]:
-    """The CLIs that a process has started and that have not ended."""
+    """The CLIs that a process has started and not yet seen end."""
     found = []
     for child in process.children():
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -98,14 +100,7 @@ def stand_in(log: Path) -> contextlib.AbstractAsyncContextManager[Server]:
 
 def credentials(model: str) -> dict[str, str]:
     """What leads a CLI to the stand-in, and nowhere else."""
-    return {
-        "ANTHROPIC_BASE_URL": model,
-        "ANTHROPIC_API_KEY": "bench",
-        "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
-        "DISABLE_TELEMETRY": "1",
-        "DISABLE_ERROR_REPORTING": "1",
-        "DISABLE_AUTOUPDATER": "1",
-    }
+    return {"ANTHROPIC_BASE_URL": model, "ANTHROPIC_API_KEY": "bench", **QUIET_CLI}
 
 
 async def quiet() -> None:

@@ -18,7 +18,7 @@ Make = Callable[..., Sidecar]
 @in_both_modes
 @pytest.mark.parametrize("signals", [[signal.SIGTERM], [signal.SIGINT, signal.SIGINT]], ids=["SIGTERM", "twice Ctrl-C"])
 async def test_eight_streams_are_open_in_every_state(
-    a_sidecar: Make, thread: str, model: FaultyModel, signals: list[signal.Signals]
+    a_sidecar: Make, thread: str, model: FaultyModel, signals: list[signal.Signals], mode: str
 ) -> None:
     async with a_sidecar(SIDECAR_INTERRUPT_SECONDS="2", SIDECAR_SHUTDOWN_SECONDS="10") as sidecar:
         streams, contexts = [], []
@@ -34,7 +34,7 @@ async def test_eight_streams_are_open_in_every_state(
         waiting = asyncio.create_task(sidecar.chat(f"{thread}-0", "And?", multitask_strategy="enqueue"))
         await sidecar.settle()
         processes = sidecar.cli_processes()
-        assert len(processes) >= 7
+        assert len(processes) == 7 or (mode == "warm" and len(processes) > 7)  # a spare is no surprise
         began = time.monotonic()
         ending = asyncio.create_task(sidecar.wait())
         for number_ in signals:
