@@ -228,9 +228,15 @@ class AgentMisconfigured(SidecarError):
 
 
 class TranscriptsUnavailable(SidecarError):
-    """The directory of the transcripts is not there"""
+    """The transcripts cannot be used at the moment"""
 
     status, code = 503, "transcripts_unavailable"
+
+
+class NotSaved(SidecarError):
+    """There is no room to save it"""
+
+    status, code = 507, "not_saved"
 
 
 class StoreFailed(SidecarError):
