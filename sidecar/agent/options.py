@@ -1,14 +1,18 @@
 """Agents: the operator's named presets of SDK options. A request names one; it never carries options itself."""
 
+import asyncio
+import concurrent.futures
 import dataclasses
 import importlib
 import inspect
 import json
 import os
+import threading
 import tomllib
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 from claude_agent_sdk import ClaudeAgentOptions
 from pydantic import TypeAdapter, ValidationError
@@ -27,6 +31,8 @@ NOT_DATA = frozenset({"stderr", "debug_stderr", "can_use_tool", "hooks"})
 """Options that hold functions: these need `package.module:function`, a TOML file cannot say them."""
 
 OptionsFunction = Callable[[ThreadKey, str], ClaudeAgentOptions | Awaitable[ClaudeAgentOptions]]
+
+T = TypeVar("T")
 
 # Transcripts are the only copy of a conversation: with user settings loaded the CLI would sweep them after 30 days.
 KEEP_TRANSCRIPTS = {"cleanupPeriodDays": 365 * 100}
@@ -126,7 +132,9 @@ class Agents:
     async def _ask(self, name: str, key: ThreadKey) -> ClaudeAgentOptions:
         assert self._function is not None  # noqa: S101 - for the type checker
         try:
-            answer = self._function(key, name)
+            # One that blocks stops neither the other turns nor the sidecar's end.
+            ask = partial(self._function, key, name)
+            answer = ask() if inspect.iscoroutinefunction(self._function) else await in_daemon_thread(ask)
             options = await answer if inspect.isawaitable(answer) else answer
         except LookupError:
             raise UnknownAgent(name) from None
@@ -140,6 +148,22 @@ class Agents:
         if taken := sorted(field for field in OURS if getattr(options, field) != getattr(plain, field)):
             raise AgentMisconfigured(f"An agent cannot set {', '.join(taken)}: the sidecar decides that.")
         return dataclasses.replace(options, max_buffer_size=options.max_buffer_size or MAX_LINE_BYTES)
+
+
+async def in_daemon_thread(work: Callable[[], T]) -> T:
+    """Do blocking work in a thread of its own, which nobody waits for once the caller has been cancelled."""
+    done: concurrent.futures.Future[T] = concurrent.futures.Future()
+
+    def run() -> None:
+        try:
+            done.set_result(work())
+        except StopIteration:
+            done.set_exception(RuntimeError("StopIteration"))  # no future of asyncio takes that
+        except BaseException as error:
+            done.set_exception(error)
+
+    threading.Thread(target=run, daemon=True, name="agents").start()
+    return await asyncio.wrap_future(done)
 
 
 def _settings(value: object) -> dict[str, Any]:
