@@ -68,6 +68,7 @@ def create_app(settings: Settings) -> Starlette:
                     warm=settings.warm_sessions,
                     spares=settings.spare_processes,
                     idle_seconds=settings.warm_idle_seconds,
+                    work_seconds=settings.turn_seconds,
                 ),
                 settings=settings,
                 model="offline" if offline else "live",

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from session_store import SessionMap, SessionMapping, ThreadKey
 from sidecar.agent import Launch, Transcripts
-from sidecar.errors import MessageNotFound, SessionMissing, SessionNotFound, ThreadExists
-from sidecar.turn import Outcome, Turn
+from sidecar.errors import MessageNotFound, SessionMissing, SessionNotFound, ThreadExists, UnsafeForkPoint
+from sidecar.threads import Threads
+from sidecar.turn import Outcome, Settled, Turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,20 +18,29 @@ class Plan:
 
     launch: Launch
     outcome: Outcome
-    made: bool = False  # the mapping is this turn's
     replaced: str | None = None
     version: int = 0  # of the mapping, for a session that is resumed
+    size: int = 0  # of its transcript, in bytes
 
 
 class Planner:
     """Decides for one thread at a time; whoever asks has the claim on it."""
 
-    def __init__(self, sessions: SessionMap, transcripts: Transcripts) -> None:
+    def __init__(
+        self,
+        sessions: SessionMap,
+        transcripts: Transcripts,
+        threads: Threads,
+        settled: Callable[[ThreadKey], int | None],
+    ) -> None:
+        """`settled` tells where the last turn ended on a thread whose process is at work in the background."""
         self._sessions = sessions
         self._transcripts = transcripts
+        self._threads = threads
+        self._settled = settled
 
-    async def plan(self, turn: Turn, parent_turn: Turn | None, new_id: Callable[[], str]) -> Plan:
-        """Decide which session `turn` is for and commit the mapping. `parent_turn` runs on the thread it forks, if any.
+    async def plan(self, turn: Turn, new_id: Callable[[], str]) -> Plan:
+        """Decide which session `turn` is for and commit the mapping.
 
         A thread without a session gets one under the ID that `new_id` gives: a process may wait for it already.
 
@@ -38,50 +48,73 @@ class Planner:
         """
         request = turn.request
         if request.fork_of is not None:
-            parent, point = await self.fork_point(request.fork_of, request.key, request.at_message_id, parent_turn)
-            new = await self._sessions.add(
-                request.key, make_id(), parent_thread_id=parent.thread_id, parent_message_id=point
-            )
-            return Plan(Launch(new.sdk_session_id, parent.sdk_session_id, point), "forked", made=True)
+            parent, point = await self.fork_point(request.fork_of, request.key, request.at_message_id)
+            turn.made = make_id()
+            turn.settle(Settled(turn.made, 0))
+            await self._sessions.add(request.key, turn.made, parent_thread_id=parent.thread_id, parent_message_id=point)
+            return Plan(Launch(turn.made, parent.sdk_session_id, point), "forked")
         mapping = await self._sessions.get(request.key)
         if mapping is None:
             await self._transcripts.check()
-            new = await self._sessions.add(request.key, new_id())
-            return Plan(Launch(new.sdk_session_id), "started", made=True)
+            turn.made = new_id()
+            turn.settle(Settled(turn.made, 0))
+            await self._sessions.add(request.key, turn.made)
+            return Plan(Launch(turn.made), "started")
         if info := await self._transcripts.info(mapping.sdk_session_id):
-            turn.transcript_size = info.size
+            size = self._settled(request.key)
+            turn.settle(Settled(mapping.sdk_session_id, info.size if size is None else size))
             launch = Launch(mapping.sdk_session_id, mapping.sdk_session_id)
-            return Plan(launch, "resumed", version=mapping.version)
+            return Plan(launch, "resumed", version=mapping.version, size=info.size)
         if request.if_missing == "fail":
             raise SessionMissing("The mapping is untouched. Restore the transcript, or send `if_missing: restart`.")
-        return await self._restart(mapping)
+        return await self._restart(turn, mapping)
 
-    async def fork_point(
-        self, parent_key: ThreadKey, key: ThreadKey, at: str | None, parent_turn: Turn | None
-    ) -> tuple[SessionMapping, str]:
+    async def fork_point(self, parent_key: ThreadKey, key: ThreadKey, at: str | None) -> tuple[SessionMapping, str]:
         """The parent of a fork under `key`, and the message to cut it after: never in the middle of a running turn.
 
         Raises SessionNotFound, ThreadExists, SessionMissing, MessageNotFound, UnsafeForkPoint, TranscriptsUnavailable.
         """
         await self._transcripts.check()
-        parent = await self._sessions.get(parent_key)
-        if parent is None:
-            raise SessionNotFound("This resource has no thread `from_thread_id` to fork.")
+        await self._parent(parent_key)
         if await self._sessions.get(key) is not None:
             raise ThreadExists("Choose another `thread_id`, or delete this one first.")
-        return parent, await self._cut(parent, at, parent_turn)
+        settled = await self._settled_end(parent_key)
+        parent = await self._parent(parent_key)
+        if settled.session_id != parent.sdk_session_id:
+            raise UnsafeForkPoint("Its conversation was begun anew. Fork it when its first turn since then has ended.")
+        return parent, await self._transcripts.fork_point(parent.sdk_session_id, at, size=settled.size)
 
-    async def _cut(self, parent: SessionMapping, at: str | None, parent_turn: Turn | None) -> str:
-        size = parent_turn.transcript_size if parent_turn else None
-        return await self._transcripts.fork_point(parent.sdk_session_id, at, size=size)
+    async def _parent(self, key: ThreadKey) -> SessionMapping:
+        parent = await self._sessions.get(key)
+        if parent is None:
+            raise SessionNotFound("This resource has no thread `from_thread_id` to fork.")
+        return parent
 
-    async def _restart(self, mapping: SessionMapping) -> Plan:
+    async def _settled_end(self, key: ThreadKey) -> Settled:
+        """Where the last turn that has ended on a thread ended in its transcript, whatever begins or runs meanwhile."""
+        while (running := self._threads.running(key)) is not None:
+            await running.planned.wait()  # or it has failed, and another may run
+            if running.settled is not None:
+                return running.settled
+        async with self._threads.pause(key):
+            parent = await self._parent(key)
+            size = self._settled(key)
+            if size is None:
+                info = await self._transcripts.info(parent.sdk_session_id)
+                if info is None:
+                    raise SessionMissing("Its transcript is not there. Fork another thread, or start anew.")
+                size = info.size
+            return Settled(parent.sdk_session_id, size)
+
+    async def _restart(self, turn: Turn, mapping: SessionMapping) -> Plan:
         """Begin again where the transcript is gone. A session that never had a completed turn keeps its ID."""
         if mapping.version > 0:
             new = make_id()
+            turn.settle(Settled(new, 0))
             if await self._sessions.replace(mapping.key, new, expected=mapping.sdk_session_id) is None:
                 raise SessionNotFound("The thread was deleted or changed meanwhile. Send the message again.")
             return Plan(Launch(new), "restarted", replaced=mapping.sdk_session_id)
+        turn.settle(Settled(mapping.sdk_session_id, 0))
         # The CLI takes no session ID whose file exists, and a crash can leave one that has no message in it yet.
         await self._transcripts.set_aside(mapping.sdk_session_id)
         if mapping.parent_thread_id is not None:
@@ -89,7 +122,7 @@ class Planner:
             parent = await self._sessions.get(ThreadKey(mapping.parent_thread_id, mapping.resource_id))
             with contextlib.suppress(SessionMissing, MessageNotFound):
                 if parent is not None:
-                    point = await self._cut(parent, mapping.parent_message_id, None)
+                    point = await self._transcripts.fork_point(parent.sdk_session_id, mapping.parent_message_id)
                     return Plan(Launch(mapping.sdk_session_id, parent.sdk_session_id, point), "forked")
         return Plan(Launch(mapping.sdk_session_id), "restarted")
 

@@ -30,8 +30,9 @@ class Threads:
         return holder if isinstance(holder, Turn) and not holder.ended.is_set() else None
 
     def latest(self, key: ThreadKey) -> Turn | None:
-        """The running turn, or the one that ended a short while ago."""
-        return self.running(key) or self._ended.get(key)
+        """The running turn, or the one that ended a short while ago; one that the agent began by itself comes first."""
+        running = self.running(key)
+        return (running and running.before) or running or self._ended.get(key)
 
     def turns(self, key: ThreadKey) -> list[Turn]:
         """The turns that run on a thread or wait for it."""
@@ -53,7 +54,7 @@ class Threads:
         """
         request = turn.request
         running, waiting = self.running(request.key), self._claims.waiting(request.key)
-        if running is None and not waiting:
+        if (running is None and not waiting) or turn.origin == "background":
             return self._claims.enter(request.key, turn)
         if request.fork_of is not None:
             raise ThreadExists("Choose another `thread_id`; a turn is running on this one.")
@@ -92,6 +93,16 @@ class Threads:
         hold = Hold()
         try:
             await self._claims.enter(key, hold)
+            yield
+        finally:
+            self._claims.release(key, hold)
+
+    @contextlib.asynccontextmanager
+    async def pause(self, key: ThreadKey) -> AsyncIterator[None]:
+        """Have the thread for a moment, ahead of those who wait for it: it is looked at while no turn runs."""
+        hold = Hold()
+        try:
+            await self._claims.enter(key, hold, first=True)
             yield
         finally:
             self._claims.release(key, hold)

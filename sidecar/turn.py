@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from session_store import ThreadKey
-from sidecar.errors import SidecarError, TurnInterrupted, TurnTimeout
+from sidecar.errors import NotSaved, SidecarError, TurnInterrupted, TurnTimeout
 from sidecar.events import EventLog
 from sidecar.results import Message, failure_of, text_of
 
 Status = Literal["queued", "running", "completed", "interrupted", "failed"]
+Origin = Literal["message", "background"]
 Outcome = Literal["started", "resumed", "forked", "restarted", "reset"]
 
 
@@ -33,14 +34,26 @@ class TurnRequest:
     request_id: str | None = field(default=None, compare=False)
 
 
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """Where the last turn that has ended on a thread ended: in which session, and there in bytes of its transcript."""
+
+    session_id: str
+    size: int
+
+
 class Turn:
     """One turn, from being asked for until its events are forgotten. It runs whether or not anybody reads it."""
 
-    def __init__(self, request: TurnRequest, log: EventLog) -> None:
-        """A turn that waits for its thread; `log` takes its events."""
-        self.id = str(uuid.uuid4())
+    def __init__(self, request: TurnRequest, log: EventLog, origin: Origin = "message") -> None:
+        """A turn that waits for its thread; `log` takes its events.
+
+        With `background` as its origin nobody has asked for it: the agent began it when a task of its own had ended.
+        """
+        self.id = str(uuid.uuid4())  # the prompt's in the transcript, too
         self.request = request
         self.log = log
+        self.origin = origin
         self.status: Status = "queued"
         self.session: dict[str, Any] | None = None  # the newest `session` event
         self.result: Message | None = None
@@ -50,7 +63,11 @@ class Turn:
         self.ended = asyncio.Event()  # `end` is out, or there will be none
         self.stopping = asyncio.Event()
         self.stop_reason: SidecarError | None = None
-        self.transcript_size = 0  # in bytes, where the turn before this one ended
+        self.made: str | None = None  # the session ID of a mapping that this turn may have made
+        self.settled: Settled | None = None  # the end of the turn before this one, once that is known
+        self.planned = asyncio.Event()  # `settled` is known, or will not be
+        self.before: Turn | None = None  # what the agent does by itself before it comes to the prompt
+        self.last_said: str | None = None  # the uuid of the newest message of the answer
         self.times = {"asked": time.monotonic()}  # when it came to `running`, `init`, `first_delta`, `end`
         self.last_sign = time.monotonic()  # of life from the CLI
         self._readers = 0
@@ -90,6 +107,11 @@ class Turn:
 
     # What its owner notes and publishes
 
+    def settle(self, settled: Settled) -> None:
+        """Note where the turn before this one ended, before anything of this one can be written."""
+        self.settled = settled
+        self.planned.set()
+
     def reached(self, stage: str) -> None:
         """Note when the turn first came to a stage."""
         self.times.setdefault(stage, time.monotonic())
@@ -105,6 +127,7 @@ class Turn:
             "sdk_session_id": self.session_id,
             "agent": self.request.agent,
             "outcome": self.session["outcome"] if self.session else None,
+            "origin": self.origin,
             "status": self.status,
             "code": self.error.code if self.error else None,
             "ms": {
@@ -123,6 +146,7 @@ class Turn:
             "sdk_session_id": session_id,
             "turn_id": self.id,
             "outcome": outcome,
+            "origin": self.origin,
             "replaced_session_id": replaced,
             "model": model,
         }
@@ -141,6 +165,8 @@ class Turn:
                 self.reached("first_delta")
         elif kind == "assistant":
             self.text = text_of(message) or self.text
+            if message.get("parent_tool_use_id") is None:
+                self.last_said = message.get("uuid")
         elif kind == "result":
             self.result = message
         elif kind == "system" and message.get("subtype") == "api_retry":
@@ -153,7 +179,9 @@ class Turn:
     def end(self) -> None:
         """Settle how the turn ended, and publish that."""
         error = self.error or (failure_of(self.result, self._last_retry) if self.result else None)
-        if error is None and self.result is not None:
+        if isinstance(self.error, NotSaved):
+            self.status = "failed"
+        elif error is None and self.result is not None:
             self.status = "completed"
         elif isinstance(self.stop_reason, TurnTimeout):
             self.status, self.error = "failed", self.stop_reason
@@ -169,6 +197,7 @@ class Turn:
             self.error = TurnInterrupted(UNBEGUN)
         self.log.close()
         self.reached("end")
+        self.planned.set()
         self.began.set()
         self.ended.set()
 

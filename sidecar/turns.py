@@ -8,26 +8,30 @@ from collections.abc import AsyncIterator, Coroutine
 from typing import Any
 
 from session_store import SessionMap, SessionMapping, ThreadKey
-from sidecar.agent import Agents, ProcessPool, Transcripts
+from sidecar.agent import AgentProcess, Agents, Launch, ProcessPool, Prompt, Transcripts
 from sidecar.errors import (
     AgentFailed,
+    NotSaved,
+    SessionNotFound,
     ShuttingDown,
     SidecarError,
     TooManyTurns,
-    TurnInterrupted,
 )
 from sidecar.events import EventLog
 from sidecar.idempotency import Idempotency
 from sidecar.planning import Plan, Planner
 from sidecar.processes import Processes
-from sidecar.results import says_session
+from sidecar.results import Message, says_session
 from sidecar.settings import Settings
 from sidecar.threads import Threads
 from sidecar.told import told
-from sidecar.turn import UNBEGUN, Turn, TurnRequest
-from sidecar.watch import watch_over
+from sidecar.turn import Settled, Turn, TurnRequest
+from sidecar.warming import Warming
+from sidecar.watch import dismiss, keep_time, stop_when_asked, unless_stopped
 
 logger = logging.getLogger(__name__)
+
+AFTERWARDS_SECONDS = 10.0  # for each look at a disk after a turn: one that hangs must not keep the thread
 
 
 class Turns:
@@ -48,10 +52,12 @@ class Turns:
         self._sessions = sessions
         self._agents = agents
         self._transcripts = transcripts
-        self._processes = Processes(agents, transcripts, pool)
-        self._planner = Planner(sessions, transcripts)
+        self._processes = Processes(agents, pool)
         self._settings = settings
         self.threads = Threads(queue_turns=settings.queue_turns, replay_seconds=settings.replay_seconds)
+        self._planner = Planner(sessions, transcripts, self.threads, self._processes.settled)
+        self._warming = Warming(sessions, agents, transcripts, pool, self.threads)
+        pool.on_turn = self._begin_background
         self._tasks: set[asyncio.Task[None]] = set()
         self._idempotency = Idempotency()
         self._closing = False
@@ -72,8 +78,7 @@ class Turns:
             raise ShuttingDown("No new turns are taken. Try again when it is back.", retry_after=5)
         self._agents.check(request.agent)
         self._admit()
-        log = EventLog(max_events=self._settings.replay_events, max_bytes=self._settings.replay_bytes)
-        turn = Turn(request, log)
+        turn = Turn(request, self._log())
         self._own(self._run(turn, self.threads.enter(turn)))
         self._idempotency.keep(turn)
         return turn
@@ -84,33 +89,27 @@ class Turns:
         Raises SessionNotFound, ThreadExists, ThreadBusy, SessionMissing, MessageNotFound, UnsafeForkPoint.
         """
         async with self.hold(key):
-            parent, point = await self._planner.fork_point(parent_key, key, at, self.threads.running(parent_key))
+            parent, point = await self._planner.fork_point(parent_key, key, at)
             session_id = await self._transcripts.fork(parent.sdk_session_id, point)
             return await self._sessions.add(
                 key, session_id, parent_thread_id=parent_key.thread_id, parent_message_id=point
             )
 
-    def warm_up(self, mapping: SessionMapping, agent: str) -> None:
-        """Connect a process to a thread in the background: its person has just opened it.
-
-        Nothing happens if the thread is in use. Raises UnknownAgent, and TooManyTurns beyond the limit of turns.
-        """
+    def warm_up(self, key: ThreadKey, agent: str) -> None:
+        """Connect a process to a thread when there is time: its person has just opened it. Raises UnknownAgent."""
         self._agents.check(agent)
-        if not self.threads.is_free(mapping.key) or self._closing:
-            return
-        self._admit()
-        self._own(self._warm_up(mapping.key, agent))
+        if not self._closing:
+            self._warming.hint(key, agent)
 
-    async def _warm_up(self, key: ThreadKey, agent: str) -> None:
-        try:
-            async with self.threads.hold(key):
-                if (mapping := await self._sessions.get(key)) is not None:
-                    await self._processes.warm_up(mapping, agent)
-        except Exception as error:
-            logger.warning("a thread was not warmed up: %s", told(error).detail)
+    async def check(self) -> None:
+        """Return if turns can be run. Raises the SidecarError that says why not, or StoreUnavailable."""
+        if self._closing:
+            raise ShuttingDown("No new turns are taken.", retry_after=5)
+        await self._sessions.check()
+        await self._transcripts.check_saving()
 
     def _admit(self) -> None:
-        if len(self._tasks) >= self._settings.max_turns:
+        if len(self._tasks) + self._processes.working >= self._settings.max_turns:
             raise TooManyTurns(f"{self._settings.max_turns} turns are under way. Try again soon.", retry_after=2)
 
     def _own(self, work: Coroutine[Any, Any, None]) -> None:
@@ -122,9 +121,12 @@ class Turns:
     async def hold(self, key: ThreadKey, *, stop: SidecarError | None = None) -> AsyncIterator[None]:
         """Keep turns off a thread, and its process closed, while it is changed.
 
-        If one runs or waits there: stops them all for the reason `stop`, or raises ThreadBusy where there is none.
+        If one runs or waits there, or the agent is at work in the background: stops it all for the reason `stop`, or
+        raises ThreadBusy where there is none.
         """
         async with self.threads.hold(key, stop=stop):
+            if stop is None:
+                self._processes.check_rest(key)
             await self._processes.drop(key)
             yield
 
@@ -137,6 +139,7 @@ class Turns:
         """Stop all turns and wait until each has ended and its process is gone."""
         self.stop_all()
         await self._processes.stop()
+        await self._warming.close()
         while self._tasks:
             await asyncio.wait(self._tasks)
         await self._processes.close()
@@ -145,57 +148,115 @@ class Turns:
 
     async def _run(self, turn: Turn, claim: asyncio.Future[None]) -> None:
         """Claim the thread, look its session up, run the agent, follow its session ID, publish, release."""
-        key, plan, process, watch, mapping = turn.request.key, None, None, None, None
+        process, tending = None, []
         try:
-            await self._claimed(turn, claim)
-            parent_turn = self.threads.running(turn.request.fork_of) if turn.request.fork_of else None
-            with self._processes.offer(turn) as offer:
-                plan = await self._planner.plan(turn, parent_turn, offer.new_id)
-                process = await self._processes.get(turn, plan, offer.spare)
-            turn.status = "running"
+            await unless_stopped(turn, claim)
+            turn.last_sign = time.monotonic()
+            tending.append(asyncio.create_task(keep_time(turn, self._settings), name="the turn's clock"))
+            plan, process = await unless_stopped(turn, self._prepare(turn))
+            tending.append(asyncio.create_task(stop_when_asked(turn, process, self._settings), name="the turn's end"))
             turn.reached("running")
-            watch = asyncio.create_task(watch_over(turn, process, self._settings))
             await self._processes.connect(process)
             if not turn.stopping.is_set():
-                async with contextlib.aclosing(process.run(turn.request.content)) as messages:
-                    async for message in messages:
-                        turn.last_sign = time.monotonic()
-                        if says_session(message):
-                            await self._follow(turn, plan, message["session_id"])
-                        turn.take(message)
+                await self._converse(turn, plan, process, Prompt(turn.id, turn.request.content))
         except Exception as error:
-            turn.error = told(error)
-            if turn.error is not error:
-                logger.exception("turn %s failed", turn.id)
+            self._fail(turn, error)
         finally:
-            try:
-                if watch is not None:
-                    watch.cancel()
-                    await asyncio.wait([watch])
-                if turn.result is not None:
-                    mapping = await self._note_end(turn)
-                    self._publish_end(turn)
-                if process is not None:
-                    await self._processes.put(turn, mapping, process)
-                if plan is not None and plan.made and turn.status != "completed":
-                    await self._forget_unbegun(key, plan.launch.session_id)
-                if turn.result is None:
-                    self._publish_end(turn)
-            finally:
-                self.threads.leave(turn)
-                exit_status = process.exit_status if process is not None else None
-                logger.info("turn", extra={"fields": {**turn.summary(), "exit": exit_status}})
+            await self._finish(turn, process, tending)
 
-    async def _claimed(self, turn: Turn, claim: asyncio.Future[None]) -> None:
-        """Wait in the thread's queue. Raises TurnInterrupted, or the reason, for a turn that is stopped there."""
-        if not claim.done():
-            stopping = asyncio.ensure_future(turn.stopping.wait())
-            try:
-                await asyncio.wait((claim, stopping), return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                stopping.cancel()
-        if turn.stopping.is_set():
-            raise turn.stop_reason or TurnInterrupted(UNBEGUN)
+    async def _run_background(self, turn: Turn, claim: asyncio.Future[None], process: AgentProcess) -> None:
+        """The same for a turn that the agent has begun by itself: its process and its session are known."""
+        await claim
+        state = self._processes.take_speaking(turn.request.key, process)
+        if state is None:  # a message came first, and its turn has told this one
+            self.threads.leave(turn)
+            return
+        tending = [
+            asyncio.create_task(keep_time(turn, self._settings), name="the turn's clock"),
+            asyncio.create_task(stop_when_asked(turn, process, self._settings), name="the turn's end"),
+        ]
+        try:
+            turn.last_sign = time.monotonic()
+            turn.settle(Settled(state.session_id, state.size))
+            turn.reached("running")
+            plan = Plan(Launch(state.session_id, state.session_id), "resumed", version=state.version)
+            await self._converse(turn, plan, process, None)
+        except Exception as error:
+            self._fail(turn, error)
+        finally:
+            await self._finish(turn, process, tending)
+
+    def _begin_background(self, key: ThreadKey, agent: str, process: AgentProcess) -> None:
+        """Make a turn of the thread of what its process has begun to say by itself."""
+        turn = Turn(TurnRequest(key, "", agent=agent), self._log(), "background")
+        self._own(self._run_background(turn, self.threads.enter(turn), process))
+
+    async def _prepare(self, turn: Turn) -> tuple[Plan, AgentProcess]:
+        with self._processes.offer(turn) as offer:
+            plan = await self._planner.plan(turn, offer.new_id)
+            return plan, await self._processes.get(turn, plan, offer.spare)
+
+    async def _converse(self, turn: Turn, plan: Plan, process: AgentProcess, prompt: Prompt | None) -> None:
+        """Give the prompt and publish what is said, to the result."""
+        turn.status = "running"
+        async with contextlib.aclosing(process.run(prompt)) as messages:
+            async for mine, message in messages:
+                turn.last_sign = time.monotonic()
+                if not mine:
+                    self._take_aside(turn, message)
+                    continue
+                if says_session(message):
+                    await self._follow(turn, plan, message["session_id"])
+                turn.take(message)
+
+    def _take_aside(self, turn: Turn, message: Message) -> None:
+        """Publish what the agent says by itself before it comes to the prompt, as a turn of its own."""
+        if turn.before is None:
+            turn.before = Turn(TurnRequest(turn.request.key, "", agent=turn.request.agent), self._log(), "background")
+            turn.before.announce(message["session_id"], "resumed", None, self.model)
+            if turn.stopping.is_set():
+                turn.before.stop(turn.stop_reason)
+        turn.before.take(message)
+        if message["type"] == "result":
+            self._end_before(turn)
+
+    def _end_before(self, turn: Turn) -> None:
+        if turn.before is not None:
+            self._publish_end(turn.before)
+            logger.info("turn", extra={"fields": turn.before.summary()})
+            turn.before = None
+
+    async def _finish(self, turn: Turn, process: AgentProcess | None, tending: list[asyncio.Task[None]]) -> None:
+        """See a turn to its end, and its process idle or gone, before the thread is anybody else's."""
+        try:
+            for task in tending:
+                await dismiss(task)
+            self._end_before(turn)
+            mapping, size = None, 0
+            if turn.result is not None:
+                size = await self._saved_size(turn)
+                mapping = await self._note_end(turn)
+                self._publish_end(turn)
+            if process is not None:
+                fit = size and (turn.status in ("completed", "interrupted") or process.at_work)
+                await self._processes.put(turn, mapping if fit else None, size, process)
+            await self._forget_unbegun(turn)
+        except Exception:
+            logger.exception("the end of turn %s failed", turn.id)
+        finally:
+            if not turn.ended.is_set():
+                self._publish_end(turn)
+            self.threads.leave(turn)
+            exit_status = process.exit_status if process is not None else None
+            logger.info("turn", extra={"fields": {**turn.summary(), "exit": exit_status}})
+
+    def _fail(self, turn: Turn, error: Exception) -> None:
+        turn.error = told(error)
+        if turn.error is not error:
+            logger.error("turn %s failed", turn.id, exc_info=error)
+
+    def _log(self) -> EventLog:
+        return EventLog(max_events=self._settings.replay_events, max_bytes=self._settings.replay_bytes)
 
     async def _follow(self, turn: Turn, plan: Plan, session_id: str) -> None:
         """Take the session ID that the SDK reports: the expected one first, then wherever it moves to."""
@@ -205,14 +266,35 @@ class Turns:
             turn.announce(session_id, plan.outcome, plan.replaced, self.model)
         elif session_id != turn.session_id:
             before = turn.session_id
-            await self._sessions.replace(turn.request.key, session_id, expected=before)
+            turn.settle(Settled(session_id, 0))
+            if await self._sessions.replace(turn.request.key, session_id, expected=before) is None:
+                raise SessionNotFound("The thread was deleted or changed by other hands while its turn ran.")
             turn.announce(session_id, "reset", before, self.model)
+
+    async def _saved_size(self, turn: Turn) -> int:
+        """How many bytes the transcript has that holds the turn; 0, and the turn has failed, where it does not."""
+        if turn.session_id is None:
+            return 0
+        said = turn.last_said if turn.result and turn.result.get("num_turns") else None
+        try:
+            async with asyncio.timeout(AFTERWARDS_SECONDS):
+                info = await self._transcripts.saved(turn.session_id, said)
+        except Exception as error:
+            logger.warning("turn %s: its transcript cannot be read: %s", turn.id, told(error).detail)
+            info = None
+        if info is None and said is not None:
+            turn.error = NotSaved(
+                "The transcript does not hold this turn: its volume is full, read-only or gone. What was said is in "
+                "this stream alone. Tell the operator; then send the message again."
+            )
+        return info.size if info else 0
 
     async def _note_end(self, turn: Turn) -> SessionMapping | None:
         """Bump the mapping's version: its transcript has grown. The mapping then, if it is still the turn's."""
         try:
             if turn.session_id is not None:
-                return await self._sessions.touch(turn.request.key, turn.session_id)
+                async with asyncio.timeout(AFTERWARDS_SECONDS):
+                    return await self._sessions.touch(turn.request.key, turn.session_id)
         except Exception:
             # The conversation is safe in the transcript; only the row's time and version stay as they were.
             logger.exception("turn %s: the mapping's version was not bumped", turn.id)
@@ -224,11 +306,14 @@ class Turns:
         self._idempotency.ended(turn)
         self.threads.remember(turn)
 
-    async def _forget_unbegun(self, key: ThreadKey, session_id: str) -> None:
-        """Take back a mapping that this turn made, if the SDK never got as far as a transcript."""
+    async def _forget_unbegun(self, turn: Turn) -> None:
+        """Take back a mapping that this turn made, if the SDK never got as far as a transcript and nobody was told."""
+        if turn.made is None or turn.session is not None:
+            return
         try:
-            if await self._transcripts.info(session_id) is None:
-                await self._sessions.remove(key, expected=session_id)
+            async with asyncio.timeout(AFTERWARDS_SECONDS):
+                if await self._transcripts.info(turn.made) is None:
+                    await self._sessions.remove(turn.request.key, expected=turn.made)
         except Exception:
             # The mapping stays; the next turn finds no transcript and starts it under the same session ID.
             logger.exception("the mapping of a turn that never began was not removed")

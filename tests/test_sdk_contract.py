@@ -70,9 +70,10 @@ class Cli:
         assert self.client._query is not None
         self._messages = self.client._query.receive_messages()
 
-    async def say(self, content: str | list[Json]) -> None:
+    async def say(self, content: str | list[Json], **fields: str) -> None:
         async def prompt() -> AsyncIterator[Json]:
-            yield {"type": "user", "message": {"role": "user", "content": content}, "parent_tool_use_id": None}
+            message = {"role": "user", "content": content}
+            yield {"type": "user", "message": message, "parent_tool_use_id": None, **fields}
 
         self.idle = False
         await self.client.query(prompt())
@@ -772,3 +773,62 @@ class TestApiErrors:
         assert messages[-1]["terminal_reason"] == "completed"
         text = "".join(m["event"]["delta"]["text"] for m in messages if is_delta(m))
         assert text == "You have said " + messages[-1]["result"]
+
+
+# --- background work --------------------------------------------------------------------------------------------------
+
+
+class TestWorkInTheBackground:
+    @pytest.fixture
+    async def working(self, connect: Connect, model: FaultyModel, home: Path) -> AsyncIterator[tuple[Cli, Path]]:
+        """A CLI whose first turn has left a task in the background, and the file that ends it."""
+        end = home / f"end-{uuid.uuid4()}"
+        command = f"until [ -e {end} ]; do sleep 0.01; done"
+        async with connect(tools=["Bash"], allowed_tools=["Bash"]) as cli:
+            model.script(tool("Bash", {"command": command, "run_in_background": True, "description": "wait"}))
+            seen = await cli.turn("Begin")
+            assert [len(message["tasks"]) for message in of(seen, "background_tasks_changed")] == [1]
+            yield cli, end
+            end.touch()
+
+    async def test_the_end_of_a_task_makes_the_cli_begin_a_turn_by_itself(self, working: tuple[Cli, Path]) -> None:
+        cli, end = working
+        end.touch()
+        seen = await cli.rest()
+        assert [message["tasks"] for message in of(seen, "background_tasks_changed")] == [[]]
+        (init,) = of(seen, "init")
+        assert "user_message_uuids" not in init
+        assert "msg_lifecycle_v1" in init["capabilities"]
+        assert seen[-1]["origin"]["kind"] == "task-notification"
+        assert "user_message_uuids" not in seen[-1]
+
+    async def test_a_turn_names_the_prompt_that_it_answers(self, warm: Cli) -> None:
+        prompt = str(uuid.uuid4())
+        await warm.say("Hello", uuid=prompt)
+        seen = await warm.rest()
+        (init,) = of(seen, "init")
+        assert init["user_message_uuids"] == seen[-1]["user_message_uuids"] == [prompt]
+        assert "origin" not in seen[-1]
+        lives = [(m["command_uuid"], m["state"]) for m in seen if m["type"] == "command_lifecycle"]
+        assert lives == [(prompt, "queued"), (prompt, "started")]
+        assert get_session_messages(init["session_id"])[-2].uuid == prompt
+
+    @pytest.mark.parametrize("priority", ["later", None])
+    async def test_only_a_prompt_that_may_come_later_has_a_turn_of_its_own_beside_one_in_a_tool(
+        self, working: tuple[Cli, Path], model: FaultyModel, home: Path, priority: str | None
+    ) -> None:
+        cli, end = working
+        gate, prompt = home / f"gate-{uuid.uuid4()}", str(uuid.uuid4())
+        model.script(tool("Bash", {"command": f"until [ -e {gate} ]; do sleep 0.01; done", "description": "wait"}))
+        end.touch()
+        await cli.until(lambda message: message["type"] == "assistant")  # it is about to use its tool
+        await cli.say("While it works", uuid=prompt, **({"priority": priority} if priority else {}))
+        await cli.until(lambda message: message.get("command_uuid") == prompt)
+        gate.touch()
+        by_itself = (await cli.rest())[-1]
+        assert by_itself["origin"]["kind"] == "task-notification"
+        if priority is None:
+            assert by_itself["user_message_uuids"] == [prompt]  # there will be no other answer
+            return
+        assert "user_message_uuids" not in by_itself
+        assert (await cli.rest())[-1]["user_message_uuids"] == [prompt]

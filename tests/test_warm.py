@@ -280,15 +280,17 @@ def options(key, name):
 """
 
 
-async def test_a_function_that_fails_when_a_turn_has_ended_costs_the_process_and_not_the_thread(
+async def test_a_function_that_fails_costs_its_turn_and_neither_the_thread_nor_its_process(
     a_sidecar: Make, thread: str, tmp_path: Path
 ) -> None:
     (tmp_path / "forgetful.py").write_text(FAILS_THE_SECOND_TIME)
     async with a_sidecar("--agents", "forgetful:options", PYTHONPATH=str(tmp_path), **WARM) as sidecar:
         await sidecar.say(thread, "My name is Ada")
-        await sidecar.until_logged("turn", thread_id=thread)
-        assert await gone(sidecar.cli_processes())
+        process = await sidecar.process_of(thread)
+        failed = await sidecar.chat(thread, "Hello?")
+        assert (failed.status_code, failed.json()["code"]) == (500, "agent_misconfigured")
         assert "First: My name is Ada" in await sidecar.say(thread, "Who am I?")
+        assert await sidecar.process_of(thread) == process
 
 
 @pytest.mark.long

@@ -2,6 +2,8 @@
 
 Starting the CLI is most of a cold turn. A connected process does not notice what others write to its session, so it is
 used again only if nothing has changed since it fell idle; a doubt costs a cold start, never a turn.
+
+One that is at work in the background is kept as long as that takes, whatever is kept otherwise.
 """
 
 import asyncio
@@ -18,30 +20,49 @@ from claude_agent_sdk import ClaudeAgentOptions
 
 from session_store import ThreadKey
 from sidecar.agent.process import AgentProcess
+from sidecar.agent.starts import Starts
 from sidecar.errors import AgentStartFailed, SidecarError
 
 logger = logging.getLogger(__name__)
 
 MOST_WARM = 32
 BYTES_EACH = 130 * 2**20  # what a connected CLI takes of its own, and some
+AHEAD_SECONDS = 10.0  # for a start that no turn waits for; one that takes longer hangs
 
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What must be as it was for a warm process to be used: the mapping, the transcript's size, the agent's options."""
+    """What must be as it was for a warm process to be used: the mapping, the transcript's size, the agent's options.
+
+    `size` is also where the thread's last settled turn ended: what a process at work has written since then is beyond.
+    """
 
     session_id: str
     version: int
     size: int
+    agent: str
     options: ClaudeAgentOptions
+
+    def fits(self, now: "Fingerprint", *, growing: bool) -> bool:
+        """Whether everything is as it was; with `growing`, the transcript may have become longer."""
+        same_size = self.size <= now.size if growing else self.size == now.size
+        return same_size and dataclasses.replace(self, size=now.size) == now
 
 
 @dataclass(eq=False)
 class _Idle:
-    """A connected process that nobody uses."""
+    """A connected process that no turn has."""
 
     process: AgentProcess
     watch: asyncio.Task[None]
+
+
+@dataclass(eq=False)
+class _Warm(_Idle):
+    """One that is connected to a thread's session. With `hinted`, no turn has had it yet."""
+
+    state: Fingerprint
+    hinted: bool
 
 
 @dataclass(eq=False)
@@ -56,78 +77,102 @@ class Spare:
 class ProcessPool:
     """Idle processes, bounded in number and in time. Each is watched by a task that is owned here."""
 
-    def __init__(self, *, warm: int | None, spares: int, idle_seconds: float) -> None:
+    def __init__(self, *, warm: int | None, spares: int, idle_seconds: float, work_seconds: float) -> None:
         """Keep up to `warm` sessions connected (None: by this machine's memory) and `spares` processes an agent.
 
-        One that nobody used for `idle_seconds` is closed.
+        One that nobody used for `idle_seconds` is closed, and one that is at work after `work_seconds` of silence.
         """
         self._most_warm = warm_by_memory() if warm is None else warm
         self._most_spares = spares
         self._idle_seconds = idle_seconds
-        self._warm: dict[ThreadKey, tuple[Fingerprint, _Idle]] = {}  # least recently used first
+        self._work_seconds = work_seconds
+        self._warm: dict[ThreadKey, _Warm] = {}  # least recently used first
         self._spares: dict[str, dict[Spare, _Idle]] = {}
         self._leaving: dict[asyncio.Task[None], ThreadKey] = {}  # what closes a thread's process
         self._ahead: dict[AgentProcess, str | None] = {}  # starting with no turn that waits; a spare's with its agent
-        self._starts = asyncio.Semaphore(os.cpu_count() or 1)  # more at once only slow each other down
+        self._starts = Starts(os.cpu_count() or 1)
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing = False
+        self.on_turn: Callable[[ThreadKey, str, AgentProcess], None] = lambda *_: None
+        """Called with its agent when a thread's process begins a turn by itself; `take_speaking` then gives it."""
 
     @property
     def most_warm(self) -> int:
         """How many sessions may stay connected."""
         return self._most_warm
 
+    @property
+    def working(self) -> int:
+        """How many processes are at work in the background."""
+        return sum(warm.process.at_work for warm in self._warm.values())
+
     async def start(self, process: AgentProcess) -> None:
         """Start a process when a core is free for it, in the order of asking. Raises AgentStartFailed.
 
         One that is told to end while it waits fails at once.
         """
-        free = asyncio.ensure_future(self._starts.acquire())
-        ended = asyncio.ensure_future(process.ended.wait())
-        try:
-            await asyncio.wait((free, ended), return_when=asyncio.FIRST_COMPLETED)
+        async with self._starts.place(unless=process.ended):
             await process.start()
-        finally:
-            ended.cancel()
-            if not free.cancel():
-                self._starts.release()
+
+    def room_ahead(self) -> contextlib.AbstractAsyncContextManager[None]:
+        """Wait for a core that no turn needs, and have it for `start_ahead`."""
+        return self._starts.place(ahead=True)
 
     async def start_ahead(self, process: AgentProcess, spare_of: str | None = None) -> None:
-        """Start a process that no turn waits for; it is ended in mid-start if need be. Raises AgentStartFailed."""
+        """Start a process that no turn waits for; it is ended in mid-start if need be. Raises AgentStartFailed.
+
+        Only while having `room_ahead`.
+        """
         self._ahead[process] = spare_of
         try:
             if self._closing:
                 raise AgentStartFailed("The sidecar is shutting down.")
-            await self.start(process)
+            await process.start(AHEAD_SECONDS)
         finally:
             del self._ahead[process]
 
     # Warm sessions
 
-    def take(self, key: ThreadKey, fingerprint: Fingerprint) -> AgentProcess | None:
+    def take(self, key: ThreadKey, now: Fingerprint) -> AgentProcess | None:
         """The process that is connected to this thread's session, if everything is as it was; else it is closed."""
-        if not self.has(key, fingerprint):
+        if not self.has(key, now):
             self._close_warm(key)
             return None
-        _, idle = self._warm.pop(key)
-        idle.watch.cancel()
-        return idle.process
+        return self._pop(key).process
 
-    def has(self, key: ThreadKey, fingerprint: Fingerprint) -> bool:
-        """Whether a process waits for exactly this, and has done nothing else since."""
-        if key not in self._warm or self._warm[key][0] != fingerprint:
+    def take_speaking(self, key: ThreadKey, process: AgentProcess) -> Fingerprint | None:
+        """Take a thread's process that has begun a turn by itself: its state before that, or None if it is not so."""
+        if key not in self._warm or self._warm[key].process is not process or not process.by_itself:
+            return None
+        return self._pop(key).state
+
+    def has(self, key: ThreadKey, now: Fingerprint) -> bool:
+        """Whether a process waits for exactly this, or works on it in the background and may be asked meanwhile."""
+        if key not in self._warm:
             return False
-        process = self._warm[key][1].process
-        return process.is_alive and not process.has_spoken
+        process = self._warm[key].process
+        process.glance()
+        return process.is_alive and self._warm[key].state.fits(now, growing=process.at_work)
 
-    def keep(self, key: ThreadKey, fingerprint: Fingerprint, process: AgentProcess) -> bool:
-        """Keep a process that has just fallen idle; whether it was kept. The least recently used makes room."""
-        if self._closing or not self._most_warm or not process.is_alive:
+    def at_work(self, key: ThreadKey) -> Fingerprint | None:
+        """What was settled of a thread whose process is at work in the background; None where none is."""
+        if key not in self._warm:
+            return None
+        self._warm[key].process.glance()
+        return self._warm[key].state if self._warm[key].process.at_work else None
+
+    def keep(self, key: ThreadKey, state: Fingerprint, process: AgentProcess, *, hinted: bool = False) -> bool:
+        """Keep a process that has just fallen idle; whether it was kept.
+
+        The least recently used makes room, but none that is at work; and none that turns have had for one that is only
+        hinted at.
+        """
+        if self._closing or not process.is_alive or (not self._most_warm and not process.at_work):
             return False
         self._close_warm(key)
-        while len(self._warm) >= self._most_warm:
-            self._close_warm(next(iter(self._warm)))
-        self._warm[key] = (fingerprint, self._idle(process, lambda: self._close_warm(key)))
+        if not process.at_work and not self._make_room(self._most_warm - 1, only_hinted=hinted):
+            return False
+        self._warm[key] = _Warm(process, self._own(self._attend(key, process)), state, hinted)
         return True
 
     async def drop(self, key: ThreadKey) -> None:
@@ -136,15 +181,43 @@ class ProcessPool:
         if leaving := [task for task, whose in self._leaving.items() if whose == key]:
             await asyncio.wait(leaving)
 
+    def _make_room(self, most: int, *, only_hinted: bool = False) -> bool:
+        """Close what was not used for longest until `most` that are not at work are left; whether that is so."""
+        resting = [key for key, warm in self._warm.items() if not warm.process.at_work]
+        closable = [key for key in resting if self._warm[key].hinted or not only_hinted]
+        excess = max(0, len(resting) - most)
+        for key in closable[:excess]:
+            self._close_warm(key)
+        return len(closable) >= excess
+
+    def _pop(self, key: ThreadKey) -> _Warm:
+        warm = self._warm.pop(key)
+        warm.watch.cancel()
+        return warm
+
     def _close_warm(self, key: ThreadKey) -> None:
         """Close a thread's process, if it has one; `drop` waits for it."""
-        _, idle = self._warm.pop(key, (None, None))
-        if idle is None:
+        if key not in self._warm:
             return
-        idle.watch.cancel()
-        closing = self._own(idle.process.close())
+        closing = self._own(self._pop(key).process.close())
         self._leaving[closing] = key
         closing.add_done_callback(self._leaving.pop)
+
+    async def _attend(self, key: ThreadKey, process: AgentProcess) -> None:
+        """Stay with a process that no turn has: until it has been unused for long, has ended, or speaks by itself."""
+        while True:
+            patience = self._work_seconds if process.at_work else self._idle_seconds
+            try:
+                news = await asyncio.wait_for(process.overhear(), patience)
+            except TimeoutError:
+                news = "gone"
+            if news == "turn":
+                self.on_turn(key, self._warm[key].state.agent, process)
+                return
+            if news == "gone":
+                self._close_warm(key)
+                return
+            self._make_room(self._most_warm)
 
     # Spares
 
@@ -170,7 +243,12 @@ class ProcessPool:
                 if waiting.pop(spare, None):
                     self._own(spare.process.close())
 
-            waiting[spare] = self._idle(spare.process, close)
+            async def attend() -> None:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(spare.process.overhear(), self._idle_seconds)
+                close()
+
+            waiting[spare] = _Idle(spare.process, self._own(attend()))
 
     def wants_spare(self, agent: str) -> bool:
         """Whether this agent has fewer spares than it may, those that are being started included."""
@@ -190,7 +268,7 @@ class ProcessPool:
     async def close(self) -> None:
         """Close every process and see it gone; none is kept from here on."""
         await self.stop()
-        idle = [idle for _, idle in self._warm.values()]
+        idle: list[_Idle] = list(self._warm.values())
         idle += [idle for waiting in self._spares.values() for idle in waiting.values()]
         self._warm.clear()
         self._spares.clear()
@@ -202,35 +280,19 @@ class ProcessPool:
 
     async def _refill(self, agent: str, spare: Spare) -> None:
         try:
-            await self.start_ahead(spare.process, agent)
+            async with self.room_ahead():
+                await self.start_ahead(spare.process, agent)
         except SidecarError as error:
             logger.warning("a spare process of agent %s did not start: %s", agent, error.detail)
             await spare.process.close()
         else:
             self.give_back(agent, spare)
 
-    def _idle(self, process: AgentProcess, close: Callable[[], object]) -> _Idle:
-        """A process that is closed when it has been unused for long, or has ended by itself."""
-
-        async def watch() -> None:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(process.wait_for_exit(), self._idle_seconds)
-            close()
-
-        return _Idle(process, self._own(watch()))
-
     def _own(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
-
-
-def without_session(options: ClaudeAgentOptions) -> ClaudeAgentOptions:
-    """Options as they are of every session of an agent, to be compared."""
-    return dataclasses.replace(
-        options, session_id=None, resume=None, fork_session=False, resume_session_at=None, stderr=None
-    )
 
 
 def warm_by_memory() -> int:

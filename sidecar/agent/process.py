@@ -2,15 +2,18 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import signal
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from anyio import EndOfStream, WouldBlock
 from anyio.abc import Process
+from anyio.streams.memory import MemoryObjectReceiveStream
 from claude_agent_sdk import ClaudeAgentOptions, ClaudeSDKClient, ClaudeSDKError, CLIJSONDecodeError
 
 from sidecar.errors import AgentFailed, AgentStartFailed
@@ -22,8 +25,15 @@ logger = logging.getLogger(__name__)
 LEAVE_SECONDS = 2.0
 TERMINATE_SECONDS = 2.0
 
+# A background task that has ended makes the CLI begin a turn by itself within a tenth of a second.
+DUE_SECONDS = 5.0
+# The newest of what an idle process says is held for the turn that it may begin by itself.
+HELD = 16
+
 # Deltas that come within so long of one another are taken together, or most of what each costs is being woken for it.
 BURST_SECONDS = 0.002
+
+NAMES_PROMPTS = "msg_lifecycle_v1"  # among an `init`'s capabilities: its turns say which prompts they answer
 
 PF_EXITING = 0x4  # Linux, include/linux/sched.h
 KILLED = 1 << (signal.SIGKILL - 1)
@@ -36,19 +46,20 @@ class _RawClient(ClaudeSDKClient):
     SDK keeps the raw dicts two private attributes away; tests/test_sdk_contract.py fails if a release moves them.
     """
 
+    _receiving: asyncio.Future[Message] | None = None
+
     async def raw_messages(self) -> AsyncGenerator[Message]:
         """The messages, until the process ends. Raises what the SDK's own reader of this stream raises."""
-        assert self._query is not None  # noqa: S101 - connected: AgentProcess.start() has returned
-        stream = self._query._message_receive
         kind = None
         with contextlib.suppress(EndOfStream):
             while True:
-                try:
-                    message = stream.receive_nowait()
-                except WouldBlock:
+                if (message := self.receive_nowait()) is None:
                     if kind == "content_block_delta":
                         await asyncio.sleep(BURST_SECONDS)
-                    message = await stream.receive()
+                    if self._receiving is not None:
+                        await asyncio.wait([self._receiving])
+                        continue
+                    message = await self._stream.receive()
                 if message["type"] == "end":
                     return
                 if message["type"] == "error":
@@ -56,10 +67,34 @@ class _RawClient(ClaudeSDKClient):
                 kind = message["event"]["type"] if message["type"] == "stream_event" else None
                 yield message
 
+    def incoming(self) -> asyncio.Future[Message]:
+        """Done when there is a message for `receive_nowait`. Who stops waiting for it takes no message away."""
+        if self._receiving is None:
+            self._receiving = asyncio.ensure_future(self._stream.receive())
+        return self._receiving
+
+    def receive_nowait(self) -> Message | None:
+        """The next message if there is one already. Raises EndOfStream."""
+        if self._receiving is not None:
+            if not self._receiving.done():
+                return None
+            received, self._receiving = self._receiving, None
+            return received.result()
+        try:
+            return self._stream.receive_nowait()
+        except WouldBlock:
+            return None
+
+    def stop_receiving(self) -> None:
+        """Let go of a message that nobody will take any more."""
+        if self._receiving is not None and not self._receiving.cancel() and not self._receiving.cancelled():
+            self._receiving.exception()  # its end is known
+
     @property
-    def has_messages(self) -> bool:
-        """Whether there are messages that nobody has taken."""
-        return self._query is not None and self._query._message_receive.statistics().current_buffer_used > 0
+    def _stream(self) -> MemoryObjectReceiveStream[Message]:
+        assert self._query is not None  # noqa: S101 - connected: AgentProcess.start() has returned
+        stream: MemoryObjectReceiveStream[Message] = self._query._message_receive
+        return stream
 
     def send_signal(self, name: str) -> None:
         """`terminate` or `kill` the process, if there is one."""
@@ -73,8 +108,19 @@ class _RawClient(ClaudeSDKClient):
         return getattr(self._transport, "_process", None)
 
 
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What a person says, and the UUID under which the CLI keeps it in the transcript."""
+
+    uuid: str
+    content: str | list[dict[str, Any]]
+
+
 class AgentProcess:
     """A connected CLI process. `run` turns one after another; `interrupt` the running one; `close` in the end.
+
+    A task that the agent has left in the background ends between two turns, or while one waits: the CLI then begins a
+    turn by itself. Its `init` names no prompt of ours in `user_message_uuids`, and its result has an `origin`.
 
     Stopping always means: interrupt, let `run` drain to the result, close. The CLI then keeps the partial answer and
     is gone at once, where cancelling would lose the answer and leave the process running for seconds.
@@ -85,12 +131,20 @@ class AgentProcess:
         self._stderr: deque[str] = deque(maxlen=20)
         options.stderr = options.stderr or self._stderr.append
         self._client = _RawClient(options)
+        self.options = without_session(options)
         self._idle = asyncio.Event()
         self._idle.set()
         self._starting: asyncio.Future[None] | None = None
         self.exit_status: int | None = None  # after `close`; negative for a signal
         self.prompted = False  # while a turn has its prompt; then only `interrupt` keeps what was answered
         self.ended = asyncio.Event()  # it was told to end; it will not start any more, nor take a prompt
+        self.by_itself = False  # it is in a turn that nobody has asked for
+        self._asked: str | None = None  # the prompt's UUID, from when it is given to its result
+        self._begun = False  # the turn of that prompt has
+        self._tasks = 0  # in the background
+        self._due = False  # one of them has ended, so a turn that nobody has asked for should follow
+        self._over = False  # it says no more
+        self._held: deque[tuple[bool, Message]] = deque()  # said while nobody listened
 
     @property
     def pid(self) -> int | None:
@@ -109,44 +163,85 @@ class AgentProcess:
         )
 
     @property
-    def has_spoken(self) -> bool:
-        """Whether the process has said something that nobody asked for, as a background task's end makes it do."""
-        return self._client.has_messages
+    def at_work(self) -> bool:
+        """Whether the process does something that nobody waits for: background tasks, and what it says of their end."""
+        return self._tasks > 0 or self._due or self.by_itself
 
-    async def wait_for_exit(self) -> None:
-        """Wait until the process has ended by itself."""
-        if self._client.process is not None:
-            await self._client.process.wait()
+    def glance(self) -> None:
+        """Take in what the process has said and nobody has heard yet."""
+        with contextlib.suppress(EndOfStream):
+            while (message := self._client.receive_nowait()) is not None:
+                self._hold(message)
+            return
+        self._over = True
 
-    async def start(self) -> None:
-        """Start the process and connect to it. Raises AgentStartFailed; nothing is left running then."""
+    async def overhear(self) -> Literal["turn", "rest", "gone"]:
+        """Listen to a process that nobody uses, until it begins a turn by itself, has no more to do, or has ended.
+
+        Whoever is cancelled here loses nothing of what it said.
+        """
+        assert self._client.process is not None  # noqa: S101 - connected
+        leaving = asyncio.ensure_future(self._client.process.wait())
+        try:
+            while True:
+                worked = self.at_work
+                self.glance()
+                if self.by_itself:
+                    return "turn"
+                if self._over or leaving.done():
+                    return "gone"
+                if worked and not self.at_work:
+                    return "rest"
+                heard, _ = await asyncio.wait(
+                    (self._client.incoming(), leaving),
+                    timeout=DUE_SECONDS if self._due and not self._tasks else None,
+                    return_when=asyncio.FIRST_COMPLETED,
+                )
+                if not heard:
+                    self._due = False  # the model was told of the task's end in the turn before
+        finally:
+            leaving.cancel()
+
+    async def start(self, patience: float | None = None) -> None:
+        """Start the process and connect to it. Raises AgentStartFailed; nothing is left running then.
+
+        One that is not ready in `patience` seconds is ended; by default the SDK's own minute counts.
+        """
         if self.ended.is_set():
             raise AgentStartFailed("It was stopped before it was started.")
         self._starting = asyncio.ensure_future(self._client.connect())
-        await asyncio.wait([self._starting])
+        await asyncio.wait([self._starting], timeout=patience)
+        if not self._starting.done():
+            await self.end()
+            await asyncio.wait([self._starting])
         if self._starting.cancelled():
             raise AgentStartFailed("The agent's process was stopped before it was ready.")
         # The SDK reports a refused or timed-out handshake as a bare Exception.
         if error := self._starting.exception():
             raise AgentStartFailed(self._explain(error)) from error
 
-    async def run(self, content: str | list[dict[str, Any]]) -> AsyncGenerator[Message]:
-        """Give the prompt and yield the messages of its turn, the result last. Raises AgentFailed without a result."""
+    async def run(self, prompt: Prompt | None) -> AsyncGenerator[tuple[bool, Message]]:
+        """Give the prompt and yield the messages of its turn, the result last. Raises AgentFailed without a result.
 
-        async def prompt() -> AsyncIterator[Message]:
-            yield {"type": "user", "message": {"role": "user", "content": content}, "parent_tool_use_id": None}
-
+        Each comes with whether it is of this turn: the CLI may come to one of its own before it comes to the prompt.
+        With None, the turn is the one that it has begun by itself.
+        """
         self.prompted = True
         self._idle.clear()
+        self._asked, self._begun = prompt.uuid if prompt else None, False
         try:
-            await self._client.query(prompt())
-            async with contextlib.aclosing(self._client.raw_messages()) as messages:
-                async for message in messages:
-                    if message["type"] == "result":
+            if prompt is not None:
+                await self._client.query(_said(prompt))
+            async with contextlib.aclosing(self._messages()) as messages:
+                async for by_itself, message in messages:
+                    mine = not by_itself or prompt is None
+                    if message["type"] == "command_lifecycle":
+                        continue  # of the prompt's UUID, which is ours and no client's
+                    if mine and message["type"] == "result":
                         self._idle.set()
-                        yield message
+                        yield mine, message
                         return
-                    yield message
+                    yield mine, message
         except CLIJSONDecodeError as error:
             raise AgentFailed("The agent's process wrote a line that is no message, or too long to be one.") from error
         except ClaudeSDKError as error:
@@ -154,17 +249,67 @@ class AgentProcess:
         finally:
             self._idle.set()
             self.prompted = False
+            self._asked = None
         raise AgentFailed("The agent's process ended in mid-turn.")
 
-    async def interrupt(self, grace: float) -> None:
+    async def _messages(self) -> AsyncGenerator[tuple[bool, Message]]:
+        """What was held and what comes, each with whether it is of a turn that the CLI began by itself."""
+        while self._held:
+            yield self._held.popleft()
+        if self._over:
+            return
+        async with contextlib.aclosing(self._client.raw_messages()) as messages:
+            async for message in messages:
+                yield self._is_by_itself(message), message
+
+    def _is_by_itself(self, message: Message) -> bool:
+        """Note what a message tells of the process; whether it is of a turn that the CLI began by itself."""
+        kind, subtype = message["type"], message.get("subtype")
+        by_itself = self.by_itself
+        if kind == "system" and subtype == "init":
+            # A CLI of an operator's own may be too old to say what a turn answers, or that it does.
+            says = NAMES_PROMPTS in message.get("capabilities", ()) and not self._begun
+            by_itself = self._asked is None or (says and self._asked not in message.get("user_message_uuids", ()))
+            self.by_itself, self._begun = by_itself, not by_itself
+            self._due = self._due and not by_itself
+        elif kind == "system" and subtype == "background_tasks_changed":
+            before, self._tasks = self._tasks, len(message["tasks"])
+            self._due = self._due or self._tasks < before
+        elif kind == "result":
+            by_itself = by_itself or ("origin" in message and not self._begun)
+            self.by_itself = self._begun = False
+        return by_itself
+
+    def _hold(self, message: Message) -> None:
+        """Keep what was said while nobody listened, for whoever comes next: all of a turn, and the newest notes."""
+        if message["type"] in ("end", "error"):
+            self._over = True
+            return
+        by_itself = self._is_by_itself(message)
+        if by_itself or message["type"] == "system":
+            self._held.append((by_itself, message))
+        while not by_itself and len(self._held) > HELD:
+            self._held.popleft()
+
+    async def interrupt(self, grace: float, began: asyncio.Event) -> None:
         """Stop the running turn: ask the CLI to, and end the process if `run` is not at its result in `grace` seconds.
 
-        Only after `init`: the CLI loses an interrupt that comes before.
+        `began` tells that the turn's `init` has come: the CLI loses an interrupt that comes before, so it waits for
+        that, up to `grace` seconds; what the CLI does by itself until then is stopped at once.
         """
-        asking = asyncio.ensure_future(self._client.interrupt())
-        try:
+        async with contextlib.AsyncExitStack() as asked:
+            if self.by_itself and not began.is_set():
+                await asked.enter_async_context(self._asking_to_stop())
+            await _within(grace, began.wait())
+            await asked.enter_async_context(self._asking_to_stop())
             if not await _within(grace, self._idle.wait()):
                 await self.end()
+
+    @contextlib.asynccontextmanager
+    async def _asking_to_stop(self) -> AsyncIterator[None]:
+        asking = asyncio.ensure_future(self._client.interrupt())
+        try:
+            yield
         finally:
             asking.cancel()
             # Its answer is of no interest (the turn's result is), nor is its failure when the process has gone.
@@ -189,6 +334,7 @@ class AgentProcess:
     async def close(self) -> None:
         """Disconnect and see the process gone. Never fails."""
         process = self._client.process  # the SDK forgets it
+        self._client.stop_receiving()
         leaving = asyncio.ensure_future(self._client.disconnect())
         for seconds, name in ((LEAVE_SECONDS, "terminate"), (TERMINATE_SECONDS, "kill")):
             await asyncio.wait([leaving], timeout=seconds)
@@ -205,6 +351,24 @@ class AgentProcess:
         if self._stderr:
             logger.warning("the CLI's last words: %s", " | ".join(self._stderr)[-2000:])
         return f"The agent's process failed: {type(error).__name__}. The server's log has its last words."
+
+
+async def _said(prompt: Prompt) -> AsyncIterator[Message]:
+    yield {
+        "type": "user",
+        "message": {"role": "user", "content": prompt.content},
+        "parent_tool_use_id": None,
+        "uuid": prompt.uuid,
+        # Else the CLI works it into a turn of its own that is using a tool, where nobody finds it again.
+        "priority": "later",
+    }
+
+
+def without_session(options: ClaudeAgentOptions) -> ClaudeAgentOptions:
+    """Options as they are of every session of an agent, to be compared."""
+    return dataclasses.replace(
+        options, session_id=None, resume=None, fork_session=False, resume_session_at=None, stderr=None
+    )
 
 
 def _has_exited(pid: int) -> bool:

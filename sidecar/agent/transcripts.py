@@ -10,6 +10,7 @@ import functools
 import json
 import os
 import shutil
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,12 @@ from claude_agent_sdk import (
 )
 
 from sidecar.agent.chain import mend, parsed
-from sidecar.errors import MessageNotFound, SessionMissing, TranscriptsUnavailable, UnsafeForkPoint
+from sidecar.errors import MessageNotFound, NotSaved, SessionMissing, TranscriptsUnavailable, UnsafeForkPoint
+
+# The pauses between looks for a turn's last message: the CLI has written it by the time of the result, if it can.
+SAVED_SOON = (0.05, 0.2, 0.5)
+TAIL_BYTES = 16 * 2**10
+SOMETHING = 64 * 2**10  # bytes that a volume must take to be called writable
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +50,7 @@ class Transcripts:
         """`claude_config` must be this process's `CLAUDE_CONFIG_DIR` too: the SDK's functions read that."""
         self._projects = claude_config / "projects"
         self._marker = claude_config / "session-sidecar.txt"
+        self._unsaved = False  # the last turn that ended was not
 
     def prepare(self) -> None:
         """Mark the directory as the one that goes with a session map that has just been made."""
@@ -62,6 +69,34 @@ class Transcripts:
         Raises TranscriptsUnavailable.
         """
         return await asyncio.to_thread(self._info, session_id)
+
+    async def saved(self, session_id: str, message_id: str | None) -> TranscriptInfo | None:
+        """The same for a turn that has just ended: None, too, if its last message is not in the file.
+
+        The CLI does not say when it cannot write. `check_saving` raises from then on until something can be saved.
+        """
+        info = await asyncio.to_thread(self._saved, session_id, message_id)
+        for pause in SAVED_SOON:
+            if info is not None or message_id is None:
+                break
+            await asyncio.sleep(pause)
+            info = await asyncio.to_thread(self._saved, session_id, message_id)
+        self._unsaved = info is None and message_id is not None
+        return info
+
+    async def check_saving(self) -> None:
+        """Raise NotSaved if the last turn was not saved and nothing can be; TranscriptsUnavailable as `check` does."""
+        await self.check()
+        if self._unsaved:
+            try:
+                await asyncio.to_thread(self._write_something)
+            except OSError as error:
+                raise NotSaved(
+                    f"{self._projects} takes no writes ({error.strerror}): turns that end now are lost at the next "
+                    "start. Make room there, or mount it writable.",
+                    retry_after=30,
+                ) from None
+            self._unsaved = False
 
     async def fork_point(self, session_id: str, at: str | None, *, size: int | None = None) -> str:
         """The UUID of the last message a fork is to hold: the end of the API reply that `at` belongs to, or the end.
@@ -103,6 +138,19 @@ class Transcripts:
         except FileNotFoundError:
             return None
         return _look(session_id, file.st_ino, file.st_size, file.st_mtime_ns)
+
+    def _saved(self, session_id: str, message_id: str | None) -> TranscriptInfo | None:
+        path = self._find(session_id)
+        if message_id is not None and (path is None or not _ends_with(path, message_id)):
+            return None
+        return self._info(session_id)
+
+    def _write_something(self) -> None:
+        self._projects.mkdir(exist_ok=True)
+        with tempfile.TemporaryFile(dir=self._projects) as file:
+            file.write(bytes(SOMETHING))
+            file.flush()
+            os.fsync(file.fileno())
 
     def _delete(self, session_id: str) -> bool:
         found = bool(list(self._projects.glob(f"*/{session_id}*")))
@@ -172,6 +220,18 @@ class Transcripts:
                 continue  # a torn or corrupt line costs that line
         mend(entries)
         return entries
+
+
+def _ends_with(path: Path, message_id: str) -> bool:
+    """Whether a message is among the last of a transcript, as a whole line."""
+    with path.open("rb") as file:
+        size, length = os.fstat(file.fileno()).st_size, TAIL_BYTES
+        while True:
+            file.seek(max(0, size - length))
+            _, found, rest = file.read().rpartition(f'"uuid":"{message_id}"'.encode())
+            if found or length >= size:
+                return bool(found) and b"\n" in rest
+            length *= 8
 
 
 @functools.lru_cache(maxsize=1024)

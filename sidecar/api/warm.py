@@ -15,8 +15,7 @@ from sidecar.turns import Turns
 async def warm(request: Request) -> Response:
     """`POST /v1/session/warm`: start a known thread's process in the background. Asking again does no more."""
     asked = await body(request, WarmRequest)
-    mapping = await cast("SessionMap", request.state.sessions).get(asked.key)
-    if mapping is None:
+    if await cast("SessionMap", request.state.sessions).get(asked.key) is None:
         raise SessionNotFound("There is no such thread of this resource; a new one needs no warming.")
-    cast("Turns", request.state.turns).warm_up(mapping, asked.agent)
+    cast("Turns", request.state.turns).warm_up(asked.key, asked.agent)
     return JSONResponse({"object": "warm", "thread_id": asked.thread_id, "resource_id": asked.resource_id}, 202)

@@ -1,0 +1,137 @@
+"""Whatever hangs, every turn ends: by its deadline, by an interrupt, with its thread, with the sidecar."""
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.faults import FaultyModel
+from tests.server import SECONDS, Sidecar, gone
+
+Make = Callable[..., Sidecar]
+
+CODE = """
+import asyncio, time
+from sidecar.agent import safe_options
+{function}
+    if 'hangs' in key.thread_id:
+        {hang}
+    return safe_options()
+"""
+HANGS = {
+    "a function that blocks": CODE.format(function="def options(key, name):", hang="time.sleep(3600)"),
+    "a function that waits": CODE.format(function="async def options(key, name):", hang="await asyncio.sleep(3600)"),
+}
+
+
+@pytest.fixture(params=[pytest.param(text, id=name) for name, text in HANGS.items()])
+def hanging(request: pytest.FixtureRequest, a_sidecar: Make, tmp_path: Path) -> Callable[..., Sidecar]:
+    """A sidecar whose operator's function does not return for some threads."""
+    (tmp_path / "hanging.py").write_text(request.param)
+    return lambda **env: a_sidecar("--agents", "hanging:options", PYTHONPATH=path(tmp_path), **env)
+
+
+def path(more: Path) -> str:
+    return os.pathsep.join([str(more), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
+async def asked(sidecar: Sidecar, thread: str) -> None:
+    """Wait until a turn is on the thread."""
+    async with asyncio.timeout(SECONDS):
+        while (await sidecar.chat(thread, "Another")).status_code != 409:
+            await sidecar.settle()
+
+
+async def test_a_turn_whose_agent_is_never_told_can_be_stopped_in_every_way(
+    hanging: Callable[..., Sidecar], thread: str
+) -> None:
+    name = f"{thread}-hangs"
+    async with hanging() as sidecar:
+        for stop in ("interrupt", "supersede", "force", "leave"):
+            fields = {"on_disconnect": "cancel"} if stop == "leave" else {}
+            waiting = asyncio.create_task(sidecar.chat(name, "Hello", **fields))
+            await asked(sidecar, name)
+            assert await sidecar.say(f"{thread}-{stop}", "Hello")  # the others are not held up
+            if stop == "interrupt":
+                assert (await sidecar.post("/v1/chat/interrupt", name)).json()["status"] == "interrupted"
+            elif stop == "supersede":
+                again = asyncio.create_task(sidecar.chat(name, "Rather this", multitask_strategy="interrupt"))
+                await waiting
+                await sidecar.post("/v1/chat/interrupt", name)
+                await again
+            elif stop == "force":
+                query = {"thread_id": name, "resource_id": "alice", "force": "true"}
+                assert (await sidecar.http.delete("/v1/session", params=query)).status_code == 204
+            else:
+                waiting.cancel()
+            if stop != "leave":
+                assert (await waiting).json()["code"] in ("turn_interrupted", "thread_deleted")
+            await sidecar.until_logged("turn", thread_id=name)
+            assert (await sidecar.session(name)).status_code == 404
+
+
+async def test_it_ends_at_its_deadline(hanging: Callable[..., Sidecar], thread: str) -> None:
+    for limit in ("SIDECAR_TURN_SECONDS", "SIDECAR_TURN_IDLE_SECONDS"):
+        async with hanging(**{limit: "0.5"}) as sidecar:
+            response = await sidecar.chat(f"{thread}-hangs", "Hello")
+            assert (response.status_code, response.json()["code"]) == (504, "turn_timeout")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_shutdown_does_not_wait_for_it(
+    hanging: Callable[..., Sidecar], thread: str, number: signal.Signals
+) -> None:
+    async with hanging() as sidecar:
+        waiting = asyncio.create_task(sidecar.chat(f"{thread}-hangs", "Hello"))
+        await asked(sidecar, f"{thread}-hangs")
+        began = time.monotonic()
+        sidecar.process.send_signal(number)
+        assert (await waiting).json()["code"] == "shutting_down"
+        await sidecar.wait()
+        assert time.monotonic() - began < 10
+
+
+async def test_a_disk_that_hangs_ends_a_turn_at_its_deadline_and_leaves_the_others_alone(
+    a_sidecar: Make, thread: str, another_thread: str
+) -> None:
+    async with a_sidecar(SIDECAR_TURN_IDLE_SECONDS="1") as sidecar:
+        await sidecar.say(thread, "My name is Ada")
+        await sidecar.at_rest()
+        transcript = sidecar.transcript(await sidecar.session_id(thread))
+        kept = transcript.read_bytes()
+        transcript.unlink()
+        os.mkfifo(transcript)  # whoever opens it to read waits for a writer, as for a disk that does not answer
+        response = await sidecar.chat(thread, "Who am I?")
+        assert (response.status_code, response.json()["code"]) == (504, "turn_timeout")
+        assert await sidecar.say(another_thread, "Hello")
+        reader = os.open(transcript, os.O_WRONLY)  # who waits is answered now
+        transcript.unlink()
+        os.close(reader)
+        transcript.write_bytes(kept)
+        assert "First: My name is Ada" in await sidecar.say(thread, "Who am I?")
+
+
+@pytest.mark.long
+async def test_a_message_does_not_wait_for_a_hundred_hints(a_sidecar: Make, thread: str, model: FaultyModel) -> None:
+    async with a_sidecar(SIDECAR_WARM_SESSIONS="8") as sidecar:
+        await sidecar.say(thread, "My name is Ada")
+        kept = await sidecar.process_of(thread)
+        names = [f"{thread}-{number}" for number in range(110)]
+        for name in names:
+            assert (await sidecar.post("/v1/chat/fork", name, from_thread_id=thread)).status_code == 201
+        hints = [sidecar.post("/v1/session/warm", name) for name in names]
+        assert {response.status_code for response in await asyncio.gather(*hints)} == {202}
+        assert await sidecar.say(f"{thread}-new", "Hello")
+        line = await sidecar.until_logged("turn", thread_id=f"{thread}-new")
+        assert line["ms"]["first_delta"] < 2000
+        async with asyncio.timeout(SECONDS):  # there is room for six hints beside the two threads that were spoken to
+            while len(sidecar.cli_processes()) < 8:
+                await sidecar.settle()
+        assert not await gone([kept], 0), "a hint has taken the place of a thread in use"
+        before = await sidecar.process_of(names[-1])  # the newest hint
+        await sidecar.say(names[-1], "Hello")
+        assert await sidecar.process_of(names[-1]) == before
