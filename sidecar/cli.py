@@ -121,6 +121,7 @@ def doctor(ctx: click.Context, *, home: Path | None, fix: bool, as_json: bool) -
     \b
     It finds
       - mappings whose conversation is gone, and transcripts that no thread has
+      - sessions with more than one transcript, as a partial restore leaves them
       - CLIs that still run although no sidecar does
       - a config directory that is not the sidecar's, or that a CLI would sweep
       - leftovers: transcripts that were set aside, subagents of sessions that are gone

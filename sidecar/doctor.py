@@ -18,7 +18,7 @@ from session_store import SessionMapping, SqliteSessionMap, StoreInUse, StoreUnu
 from sidecar.agent import Transcripts
 from sidecar.agent.inventory import leftovers, sweeps_after, transcripts
 from sidecar.agent.orphans import end_orphans, live_clis
-from sidecar.errors import TranscriptsUnavailable
+from sidecar.errors import SessionAmbiguous, TranscriptsUnavailable
 from sidecar.settings import Settings
 
 BATCH = 200
@@ -134,13 +134,16 @@ async def _look(sessions: SqliteSessionMap, settings: Settings, report: Report) 
             what = f"{name} and {other.thread_id!r} of {other.resource_id!r} have one session, {session_id}."
             todo = "The database was changed by other hands, or is damaged: restore a backup."
             found.append(Finding("shared_session", what, todo, about))
-        path = unmapped.pop(session_id, None)
+        paths = unmapped.pop(session_id, [])
         unsettled = report.in_use and (
             time.time() - row.updated_at.timestamp() < UNSETTLED_SECONDS
             or any(c.session_id == session_id for c in live)
         )
-        if comparable and not unsettled and await kept.info(session_id) is None:
-            found.append(_dead(sessions, row, f"{name}, version {row.version}", path))
+        try:
+            if comparable and not unsettled and await kept.info(session_id) is None:
+                found.append(_dead(sessions, row, f"{name}, version {row.version}", paths))
+        except SessionAmbiguous:
+            found.append(_ambiguous(name, about, paths))
     if comparable:
         found += [
             Finding(
@@ -150,7 +153,8 @@ async def _look(sessions: SqliteSessionMap, settings: Settings, report: Report) 
                 {"sdk_session_id": session_id, "path": str(path)},
                 repair=lambda session_id=session_id: kept.delete(session_id),  # type: ignore[misc]
             )
-            for session_id, path in unmapped.items()
+            for session_id, paths in unmapped.items()
+            for path in paths
             if path.exists() and not (report.in_use and time.time() - path.stat().st_mtime < UNSETTLED_SECONDS)
         ]
     found += [_leftover(path) for path in leftovers(config)]
@@ -167,18 +171,31 @@ async def _look(sessions: SqliteSessionMap, settings: Settings, report: Report) 
             )
 
 
-def _dead(sessions: SqliteSessionMap, row: SessionMapping, name: str, path: Path | None) -> Finding:
+def _ambiguous(name: str, about: dict[str, Any], paths: list[Path]) -> Finding:
+    """A session whose turns and messages are refused until a person has chosen one of its files."""
+    files = [(path, path.stat()) for path in paths]
+    named = ", ".join(
+        f"{path} ({file.st_size} bytes, of {time.strftime('%Y-%m-%d %H:%M:%S', time.gmtime(file.st_mtime))} UTC)"
+        for path, file in files
+        if file.st_size
+    )
+    todo = "Keep the one that holds the conversation, and move the others out of projects/."
+    what = f"{name}: its session {about['sdk_session_id']} has more than one transcript: {named}."
+    return Finding("session_ambiguous", what, todo, {**about, "paths": [str(path) for path, _ in files]})
+
+
+def _dead(sessions: SqliteSessionMap, row: SessionMapping, name: str, paths: list[Path]) -> Finding:
     """A mapping that its next message would begin anew."""
 
     async def remove() -> None:
         await sessions.remove(row.key, expected=row.sdk_session_id, version=row.version)
 
     about = _about(row)
-    if row.version == 0 and path is None:
+    if row.version == 0 and not paths:
         what = f"{name}: its first turn never came to an end, and nothing of it was kept."
         return Finding("dead_mapping", what, "--fix removes it.", about, remove, safe=True)
-    if path is not None:
-        what = f"{name}: the SDK cannot resume {path}."
+    if paths:
+        what = f"{name}: the SDK cannot resume {', '.join(map(str, paths))}."
         return Finding("dead_mapping", what, "Mend that file, or restore it from a backup.", about)
     what = f"{name}: its transcript {row.sdk_session_id} is not there."
     todo = "Restore it from a backup, or let --fix remove the mapping. The next message begins anew either way."

@@ -170,6 +170,12 @@ class SessionMissing(SidecarError):
     status, code = 410, "session_missing"
 
 
+class SessionAmbiguous(SidecarError):
+    """This session has two transcripts"""
+
+    status, code = 409, "session_ambiguous"
+
+
 class MessageNotFound(SidecarError):
     """There is no such message in the session"""
 

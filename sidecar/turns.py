@@ -86,14 +86,19 @@ class Turns:
     async def fork(self, parent_key: ThreadKey, key: ThreadKey, at: str | None) -> SessionMapping:
         """Branch a thread without a turn: the SDK copies the transcript, no model is called.
 
-        Raises SessionNotFound, ThreadExists, ThreadBusy, SessionMissing, MessageNotFound, UnsafeForkPoint.
+        Raises SessionNotFound, ThreadExists, ThreadBusy, SessionMissing, SessionAmbiguous, MessageNotFound,
+        UnsafeForkPoint, NotSaved, TranscriptsUnavailable. No copy is left then, nor where the session map fails.
         """
         async with self.hold(key):
             parent, point = await self._planner.fork_point(parent_key, key, at)
             session_id = await self._transcripts.fork(parent.sdk_session_id, point)
-            return await self._sessions.add(
-                key, session_id, parent_thread_id=parent_key.thread_id, parent_message_id=point
-            )
+            try:
+                return await self._sessions.add(
+                    key, session_id, parent_thread_id=parent_key.thread_id, parent_message_id=point
+                )
+            except Exception:
+                await self._transcripts.delete(session_id)
+                raise
 
     def warm_up(self, key: ThreadKey, agent: str) -> None:
         """Connect a process to a thread when there is time: its person has just opened it. Raises UnknownAgent."""

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from claude_agent_sdk import get_session_info, rename_session, tag_session
+from claude_agent_sdk import rename_session, tag_session
 
+from sidecar.agent import files
 from sidecar.agent.chain import (
     TOKENS,
     Entry,
@@ -26,7 +27,7 @@ from sidecar.agent.chain import (
     read_entries,
 )
 from sidecar.agent.transcripts import Transcripts
-from sidecar.errors import SessionMissing
+from sidecar.errors import SessionAmbiguous, SessionMissing
 
 T = TypeVar("T")
 
@@ -40,13 +41,14 @@ _MOST_TAIL_BYTES = 2**20
 class Metadata:
     """What is known of a session beside its messages; all of it empty where the SDK has no transcript to resume.
 
+    `ambiguous` is a session with two transcripts: which one is right, a person has to say.
     `message_count` and `usage` need the whole file and are None where only its head and tail were read.
     `message_count` is that of the messages since the last compaction, as the history gives them by default. `usage`
     is the tokens of all API replies in this session's files, its subagents' and those before a compaction among them;
     a fork's is that of the history it inherited and its own, so the sum over a family counts the common part again.
     """
 
-    transcript: Literal["present", "missing"] = "missing"
+    transcript: Literal["present", "missing", "ambiguous"] = "missing"
     title: str | None = None
     first_prompt: str | None = None
     tag: str | None = None
@@ -65,9 +67,10 @@ class History:
         self._transcripts = Transcripts(claude_config)
 
     async def messages(self, session_id: str, *, compacted: bool = False) -> list[Message]:
-        """The conversation, oldest first; with `compacted`, what came before a compaction too. Raises SessionMissing.
+        """The conversation, oldest first; with `compacted`, what came before a compaction too.
 
-        The messages of a running turn are there as far as the CLI has written them.
+        The messages of a running turn are there as far as the CLI has written them. Raises SessionMissing,
+        SessionAmbiguous.
         """
         return await self._read(lambda: conversation(self._entries(session_id), compacted=compacted))
 
@@ -84,10 +87,10 @@ class History:
         return await self._read(lambda: self._search(session_id, message_id))
 
     async def describe(self, session_id: str, changes: dict[str, str | None]) -> None:
-        """Set the `title` or the `tag`, or both; a tag of None takes it away. Raises SessionMissing.
+        """Set the `title` or the `tag`, or both, or nothing; a tag of None takes it away.
 
         Only while no process has the session: it would write its own over them when it ends. ValueError tells of a
-        tag of nothing but invisible characters.
+        tag of nothing but invisible characters. Raises SessionMissing, SessionAmbiguous, NotSaved.
         """
         await self._read(lambda: self._describe(session_id, changes))
 
@@ -97,16 +100,21 @@ class History:
 
     def _describe(self, session_id: str, changes: dict[str, str | None]) -> None:
         path = self._find(session_id)
-        if path is None or get_session_info(session_id) is None:
+        if path is None or files.session_info(path) is None:
             raise SessionMissing(_GONE)
-        _end_line(path)
-        if "tag" in changes:
-            tag_session(session_id, changes["tag"])
-        if (title := changes.get("title")) is not None:
-            rename_session(session_id, title)
+        with files.appended(path):  # the SDK's functions find the same file: it is the only one
+            _end_line(path)
+            if "tag" in changes:
+                tag_session(session_id, changes["tag"])
+            if (title := changes.get("title")) is not None:
+                rename_session(session_id, title)
 
     def _metadata(self, session_id: str) -> Metadata:
-        info, path = get_session_info(session_id), self._find(session_id)
+        try:
+            path = self._find(session_id)
+        except SessionAmbiguous:
+            return Metadata("ambiguous")
+        info = files.session_info(path) if path is not None else None
         if info is None or path is None:
             return Metadata()
         entries = read_entries(path)
@@ -126,7 +134,11 @@ class History:
         )
 
     def _outline(self, session_id: str) -> Metadata:
-        info, path = get_session_info(session_id), self._find(session_id)
+        try:
+            path = files.recall(self._projects, session_id)
+        except SessionAmbiguous:
+            return Metadata("ambiguous")
+        info = files.session_info(path) if path is not None else None
         if info is None or path is None:
             return Metadata()
         return Metadata(
@@ -139,7 +151,10 @@ class History:
         )
 
     def _search(self, session_id: str, message_id: str) -> Glimpse | None:
-        path = self._find(session_id)
+        try:
+            path = files.recall(self._projects, session_id)
+        except SessionAmbiguous:
+            return None
         if path is None:
             return None
         with path.open("rb") as lines:
@@ -158,7 +173,7 @@ class History:
         return read_entries(path)
 
     def _find(self, session_id: str) -> Path | None:
-        return next(self._projects.glob(f"*/{session_id}.jsonl"), None)
+        return files.find(self._projects, session_id)
 
 
 async def in_reader(work: Callable[[], T]) -> T:

@@ -9,9 +9,13 @@ LONG_DAYS = 3650
 """A person who sets so many days or more means: never."""
 
 
-def transcripts(claude_config: Path) -> dict[str, Path]:
+def transcripts(claude_config: Path) -> dict[str, list[Path]]:
     """The sessions' transcripts by session ID; whether they can be resumed is another question."""
-    return {path.stem: path for path in sorted(claude_config.glob("projects/*/*.jsonl")) if _is_id(path.stem)}
+    found: dict[str, list[Path]] = {}
+    for path in sorted(claude_config.glob("projects/*/*.jsonl")):
+        if _is_id(path.stem):
+            found.setdefault(path.stem, []).append(path)
+    return found
 
 
 def leftovers(claude_config: Path) -> list[Path]:

@@ -5,10 +5,8 @@ goes to a thread. Session IDs are canonical UUIDs from our own table, never anyt
 """
 
 import asyncio
-import contextlib
 import functools
 import json
-import os
 import shutil
 import tempfile
 import time
@@ -21,12 +19,11 @@ from claude_agent_sdk import (
     SessionMessage,
     SessionStore,
     SessionStoreEntry,
-    delete_session,
     fork_session_via_store,
-    get_session_info,
     get_session_messages_from_store,
 )
 
+from sidecar.agent import files
 from sidecar.agent.chain import mend, parsed
 from sidecar.errors import MessageNotFound, NotSaved, SessionMissing, TranscriptsUnavailable, UnsafeForkPoint
 
@@ -66,7 +63,7 @@ class Transcripts:
     async def info(self, session_id: str) -> TranscriptInfo | None:
         """What is known of a session's transcript, or None where the SDK could not resume it.
 
-        Raises TranscriptsUnavailable.
+        Raises SessionAmbiguous, TranscriptsUnavailable.
         """
         return await asyncio.to_thread(self._info, session_id)
 
@@ -102,23 +99,31 @@ class Transcripts:
         """The UUID of the last message a fork is to hold: the end of the API reply that `at` belongs to, or the end.
 
         `size` is where the last completed turn ended, in bytes; what a running turn has added is left out.
-        Raises SessionMissing, MessageNotFound, and UnsafeForkPoint where a tool call would be cut from its result.
+        Raises SessionMissing, SessionAmbiguous, MessageNotFound, and UnsafeForkPoint where a tool call would be cut
+        from its result.
         """
         return await asyncio.to_thread(self._fork_point, session_id, at, size)
 
     async def fork(self, session_id: str, up_to: str) -> str:
-        """Copy a transcript up to the message `up_to`, without the model; the new session's ID."""
+        """Copy a transcript up to the message `up_to`, without the model; the new session's ID.
+
+        Raises SessionMissing, SessionAmbiguous, NotSaved, TranscriptsUnavailable; no copy is left then.
+        """
         return await asyncio.to_thread(self._fork, session_id, up_to)
 
     async def delete(self, session_id: str) -> bool:
-        """Remove a transcript, those of its subagents and what was set aside of it; whether there was anything."""
+        """Remove a transcript, those of its subagents and what was set aside of it; whether there was anything.
+
+        Of a session that has two, both. Raises TranscriptsUnavailable.
+        """
         return await asyncio.to_thread(self._delete, session_id)
 
     async def set_aside(self, session_id: str) -> None:
-        """Rename a file that the SDK cannot resume, so that its session ID can be used again. It is kept."""
-        path = await asyncio.to_thread(self._find, session_id)
-        if path is not None:
-            await asyncio.to_thread(path.rename, path.with_suffix(f".unreadable-{time.time_ns()}"))
+        """Rename a file that the SDK cannot resume, so that its session ID can be used again. It is kept.
+
+        Raises NotSaved, TranscriptsUnavailable.
+        """
+        await asyncio.to_thread(self._set_aside, session_id)
 
     def _check(self) -> None:
         if not self._marker.exists():
@@ -137,7 +142,13 @@ class Transcripts:
             file = path.stat()
         except FileNotFoundError:
             return None
-        return _look(session_id, file.st_ino, file.st_size, file.st_mtime_ns)
+        return _look(path, file.st_ino, file.st_size, file.st_mtime_ns)
+
+    def _set_aside(self, session_id: str) -> None:
+        with files.saving():
+            for path in files.everything_of(self._projects, session_id):
+                if path.suffix == ".jsonl":  # an empty one too
+                    path.rename(path.with_suffix(f".unreadable-{time.time_ns()}"))
 
     def _saved(self, session_id: str, message_id: str | None) -> TranscriptInfo | None:
         path = self._find(session_id)
@@ -153,16 +164,15 @@ class Transcripts:
             os.fsync(file.fileno())
 
     def _delete(self, session_id: str) -> bool:
-        found = bool(list(self._projects.glob(f"*/{session_id}*")))
-        with contextlib.suppress(FileNotFoundError):
-            delete_session(session_id)
-        # The SDK's function leaves a file that is empty or was set aside, and the subagents' where there is no other.
-        for path in self._projects.glob(f"*/{session_id}*"):
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
-        return found
+        # Not the SDK's delete_session(): that leaves a second file, an empty one, and what was set aside.
+        with files.saving():
+            found = files.everything_of(self._projects, session_id)
+            for path in found:
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink(missing_ok=True)
+        return bool(found)
 
     def _fork(self, session_id: str, up_to: str) -> str:
         path = self._find(session_id)
@@ -206,7 +216,7 @@ class Transcripts:
         return asyncio.run(get_session_messages_from_store(store, session_id))
 
     def _find(self, session_id: str) -> Path | None:
-        return next(self._projects.glob(f"*/{session_id}.jsonl"), None)
+        return files.find(self._projects, session_id)
 
     def _read(self, session_id: str, size: int | None) -> list[SessionStoreEntry]:
         path = self._find(session_id)
@@ -235,9 +245,9 @@ def _ends_with(path: Path, message_id: str) -> bool:
 
 
 @functools.lru_cache(maxsize=1024)
-def _look(session_id: str, *_state: int) -> TranscriptInfo | None:
+def _look(path: Path, *_state: int) -> TranscriptInfo | None:
     """What the SDK says of a transcript; remembered while the file's state is the same, as between two turns it is."""
-    info = get_session_info(session_id)
+    info = files.session_info(path)
     return TranscriptInfo(size=info.file_size or 0) if info is not None else None
 
 
@@ -255,11 +265,8 @@ class _Entries:
         """Write a new transcript beside the one that was read."""
         assert self._directory is not None  # noqa: S101 - given by whoever copies
         lines = [json.dumps(entry, separators=(",", ":")) + "\n" for entry in entries]
-        path = self._directory / f"{key['session_id']}.jsonl"
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+        with files.created(self._directory / f"{key['session_id']}.jsonl") as file:
             file.writelines(lines)
-            file.flush()
-            os.fsync(file.fileno())
 
 
 _MARKER = """\

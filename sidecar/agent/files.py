@@ -1,0 +1,163 @@
+"""A session's file: where it lies, and writing to it all or nothing.
+
+A session must have one file. `claude --resume` takes the one in the project directory of its own cwd; where there is
+none, it looks in all others, and takes a session that is in two of those for none. The SDK's functions take the first
+in the directory's own order. Agents have cwds of their own, so all of these agree only where there is nothing to choose
+(seen with CLI 2.1.329 and SDK 0.2.186: tests/test_sdk_contract.py). A session with two files, as a partial restore
+leaves it, is refused until a person has chosen.
+"""
+
+import contextlib
+import errno
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TextIO
+
+from claude_agent_sdk import SDKSessionInfo
+from claude_agent_sdk._internal.sessions import _parse_session_info_from_lite, _read_session_lite
+
+from sidecar.errors import NotSaved, SessionAmbiguous, TranscriptsUnavailable
+
+logger = logging.getLogger(__name__)
+
+_MOST_REMEMBERED = 20_000
+_remembered: dict[tuple[Path, str], Path] = {}  # what `find` found last
+
+
+def find(projects: Path, session_id: str) -> Path | None:
+    """The file of a session, or None; an empty one is none, as for the CLI and the SDK.
+
+    It looks into every project directory each time (2 µs for each), so a file that has just been put there is seen.
+    Raises SessionAmbiguous, and TranscriptsUnavailable where not all directories could be looked into: a session that
+    was not found is then not a lost one.
+    """
+    found: list[Path] = []
+    unread: OSError | None = None
+    for directory in _directories(projects):
+        path = f"{projects}/{directory}/{session_id}.jsonl"
+        try:
+            if os.stat(path).st_size:
+                found.append(Path(path))
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            unread = error
+    if len(found) > 1:
+        found = sorted({path.resolve() for path in found})  # a link to the file is no second one
+    _remembered.pop((projects, session_id), None)
+    if len(found) > 1:
+        logger.error("session %s has %d transcripts: %s", session_id, len(found), ", ".join(map(str, found)))
+        raise SessionAmbiguous(_AMBIGUOUS)
+    if found:
+        if len(_remembered) >= _MOST_REMEMBERED:
+            _remembered.clear()
+        _remembered[projects, session_id] = found[0]
+        return found[0]
+    if unread is not None:
+        logger.error("a project directory cannot be looked into: %s", unread)
+        raise TranscriptsUnavailable(_UNREADABLE, retry_after=30) from unread
+    return None
+
+
+def recall(projects: Path, session_id: str) -> Path | None:
+    """Where `find` has found a session's file, if it is still there; else `find` it. For lists: it costs one stat.
+
+    A second file is noticed when anything else is asked of the session, and by lists from then on.
+    """
+    path = _remembered.get((projects, session_id))
+    if path is not None:
+        with contextlib.suppress(OSError):
+            if path.stat().st_size:
+                return path
+    return find(projects, session_id)
+
+
+def everything_of(projects: Path, session_id: str) -> list[Path]:
+    """A session's files, however many, its subagents' directories, and what was set aside of it."""
+    found = []
+    for directory in _directories(projects):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            names = os.listdir(projects / directory)
+            found += [projects / directory / name for name in names if name.startswith(session_id)]
+    return found
+
+
+def session_info(path: Path) -> SDKSessionInfo | None:
+    """What the SDK's `get_session_info` says of this very file; None where the session could not be resumed.
+
+    That function has no way to be given a file: it looks through all directories, and takes the first of this name.
+    """
+    lite = _read_session_lite(path)
+    return _parse_session_info_from_lite(path.stem, lite) if lite is not None else None
+
+
+@contextlib.contextmanager
+def saving() -> Iterator[None]:
+    """Say what a caller can do where the disk refuses a change of transcripts. Raises NotSaved, TranscriptsUnavailable.
+
+    The block must leave nothing behind when it fails.
+    """
+    try:
+        yield
+    except OSError as error:
+        logger.error("the transcripts cannot be changed: %s", error)  # noqa: TRY400 - it says all there is to know
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise NotSaved(_FULL) from error
+        raise TranscriptsUnavailable(_UNWRITABLE, retry_after=30) from error
+
+
+@contextlib.contextmanager
+def created(path: Path) -> Iterator[TextIO]:
+    """A new file that is on the disk after the block, or not there at all. Raises NotSaved, TranscriptsUnavailable."""
+    with saving():
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+
+
+@contextlib.contextmanager
+def appended(path: Path) -> Iterator[None]:
+    """The lines that the block appends to a file are on the disk after it, or none of them is in the file.
+
+    Nobody else may write to it meanwhile. Raises NotSaved, TranscriptsUnavailable.
+    """
+    with saving(), path.open("r+b") as file:
+        size = file.seek(0, os.SEEK_END)
+        try:
+            yield
+            if file.seek(0, os.SEEK_END) > size:
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":  # the SDK does not look at how much of its line was written
+                    raise OSError(errno.ENOSPC, "only a part of a line was written")  # noqa: TRY301
+                os.fsync(file.fileno())
+        except BaseException:
+            if file.seek(0, os.SEEK_END) > size:
+                file.truncate(size)
+            raise
+
+
+def _directories(projects: Path) -> list[str]:
+    try:
+        return os.listdir(projects)
+    except FileNotFoundError:
+        return []  # no session was ever kept here
+    except OSError as error:
+        logger.error("the project directories cannot be listed: %s", error)  # noqa: TRY400
+        raise TranscriptsUnavailable(_UNREADABLE, retry_after=30) from error
+
+
+_AMBIGUOUS = (
+    "Nothing was changed. This session has two transcripts, as a partial restore leaves it, and neither is taken for "
+    "the right one. The server's log and `session-sidecar doctor` name them: the operator has to move one of them away."
+)
+_UNREADABLE = "Nothing was changed. Not all transcripts can be read; the server's log has the reason."
+_UNWRITABLE = "Nothing was changed. The transcripts cannot be written at the moment; the server's log has the reason."
+_FULL = "Nothing was changed. The volume of the transcripts is full: the operator has to make room. Then send it again."
