@@ -127,6 +127,20 @@ async def test_a_transcript_that_cannot_be_resumed_is_left_to_a_person(home: Pat
         assert "cannot resume" in found["findings"][0]["what"]
 
 
+async def test_a_session_with_two_transcripts_is_left_to_a_person(home: Path) -> None:
+    own = transcript(home, "t1")
+    copy = own.parent.parent / "-restored" / own.name
+    copy.parent.mkdir()
+    copy.write_bytes(own.read_bytes()[:-10])
+    for _ in range(2):
+        (finding,) = (await report(home, "--fix"))["findings"]
+        assert (finding["kind"], finding["thread_id"], finding["fixed"]) == ("session_ambiguous", "t1", False)
+        assert finding["paths"] == sorted([str(own), str(copy)])
+        assert f"{copy} ({copy.stat().st_size} bytes" in finding["what"]
+    copy.unlink()
+    assert (await report(home))["healthy"]
+
+
 async def test_what_no_thread_has_is_deleted_only_if_a_person_says_so(home: Path) -> None:
     kept = transcript(home, "t2")
     stray = transcript(home, "t1")

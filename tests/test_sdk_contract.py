@@ -35,6 +35,7 @@ from claude_agent_sdk import (
     get_session_messages,
 )
 
+from sidecar.agent.files import session_info
 from tests.faults import Behaviour, FaultyModel, big, fail, hold, silent, think, tool, tools
 
 Json = dict[str, Any]
@@ -342,6 +343,46 @@ class TestSessionIds:
             assert is_init(first)
             assert first["session_id"] == session
             assert not any(is_init(message) for message in others)
+
+    async def test_a_session_goes_on_in_the_file_below_its_cwd_or_in_the_one_file_elsewhere(
+        self, connect: Connect, home: Path
+    ) -> None:
+        """Whatever the other project's directory is called; an empty file is none."""
+        chosen = str(uuid.uuid4())
+        async with connect(session_id=chosen) as cli:
+            await cli.turn("one")
+        own = transcript(home, chosen)
+        assert own is not None
+        elsewhere, third = home / "projects" / "-re stored", home / "projects" / "-third"
+        for directory in (elsewhere, third):
+            directory.mkdir(exist_ok=True)
+        stale = own.read_bytes()
+        copy = elsewhere / own.name
+        copy.write_bytes(stale)
+
+        async with connect(resume=chosen) as cli:  # in its cwd's directory and elsewhere
+            assert (await cli.turn("two"))[-1]["result"].startswith("You have said 2 things.")
+        assert copy.read_bytes() == stale
+
+        whole = own.read_bytes()
+        own.write_bytes(b"")
+        async with connect(resume=chosen) as cli:  # elsewhere alone
+            assert (await cli.turn("from the copy"))[-1]["result"].startswith("You have said 2 things.")
+        assert (own.read_bytes(), copy.read_bytes().startswith(stale)) == (b"", True)
+
+        (third / own.name).write_bytes(whole)
+        with pytest.raises(ResultError, match="No conversation found"):
+            async with connect(resume=chosen):  # in two others
+                pass
+
+    async def test_a_new_session_takes_no_notice_of_a_file_elsewhere(self, connect: Connect, home: Path) -> None:
+        chosen = str(uuid.uuid4())
+        elsewhere = home / "projects" / "-elsewhere"
+        elsewhere.mkdir(exist_ok=True)
+        (elsewhere / f"{chosen}.jsonl").write_text("{}\n")
+        async with connect(session_id=chosen) as cli:
+            await cli.turn("a second file")
+        assert len(list(home.glob(f"projects/*/{chosen}.jsonl"))) == 2
 
     async def test_an_empty_resume_is_silently_a_new_session(self, connect: Connect, model: FaultyModel) -> None:
         async with connect(resume="") as cli:
@@ -693,6 +734,18 @@ class TestReading:
         assert get_session_messages(session) == []
         with pytest.raises(FileNotFoundError):
             fork_session(session)
+
+    async def test_a_session_can_be_told_from_its_file_as_from_its_id(
+        self, warm: Cli, session: str, home: Path, tmp_path: Path
+    ) -> None:
+        """The private functions that the sidecar uses: the public one takes the first file that it comes to."""
+        file = transcript(home, session)
+        assert file is not None
+        assert session_info(file) == get_session_info(session) is not None
+        for content in ("", "garbage\n"):
+            other = tmp_path / file.name
+            other.write_text(content)
+            assert session_info(other) is None
 
 
 # --- a failing API --------------------------------------------------------------------------------------------------

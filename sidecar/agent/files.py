@@ -11,7 +11,7 @@ import contextlib
 import errno
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TextIO
 
@@ -22,20 +22,21 @@ from sidecar.errors import NotSaved, SessionAmbiguous, TranscriptsUnavailable
 
 logger = logging.getLogger(__name__)
 
+_FEW = 3  # sessions; a directory is listed with three system calls
 _MOST_REMEMBERED = 20_000
 _remembered: dict[tuple[Path, str], Path] = {}  # what `find` found last
 
 
-def find(projects: Path, session_id: str) -> Path | None:
+def find(projects: Path, session_id: str, among: Iterable[str] | None = None) -> Path | None:
     """The file of a session, or None; an empty one is none, as for the CLI and the SDK.
 
     It looks into every project directory each time (2 µs for each), so a file that has just been put there is seen.
-    Raises SessionAmbiguous, and TranscriptsUnavailable where not all directories could be looked into: a session that
-    was not found is then not a lost one.
+    `among` are the directories to look into, where that is known. Raises SessionAmbiguous, and TranscriptsUnavailable
+    where a directory could not be looked into: a session that was not found is then not a lost one.
     """
     found: list[Path] = []
     unread: OSError | None = None
-    for directory in _directories(projects):
+    for directory in _directories(projects) if among is None else among:
         path = f"{projects}/{directory}/{session_id}.jsonl"
         try:
             if os.stat(path).st_size:
@@ -74,14 +75,31 @@ def recall(projects: Path, session_id: str) -> Path | None:
     return find(projects, session_id)
 
 
-def everything_of(projects: Path, session_id: str) -> list[Path]:
-    """A session's files, however many, its subagents' directories, and what was set aside of it."""
-    found = []
+def look_for(projects: Path, session_ids: Iterable[str]) -> None:
+    """Find what `recall` is about to be asked for, with one look at each directory and not one for each session."""
+    wanted = {f"{name}.jsonl": list[str]() for name in session_ids if (projects, name) not in _remembered}
+    if len(wanted) <= _FEW:
+        return
     for directory in _directories(projects):
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            names = os.listdir(projects / directory)
-            found += [projects / directory / name for name in names if name.startswith(session_id)]
-    return found
+        try:
+            names = wanted.keys() & _names(projects, directory)
+        except OSError:
+            names = set(wanted)  # `find` tells whether it matters
+        for name in names:
+            wanted[name].append(directory)
+    for name, directories in wanted.items():
+        with contextlib.suppress(SessionAmbiguous, TranscriptsUnavailable):  # `recall` tells
+            find(projects, name.removesuffix(".jsonl"), directories)
+
+
+def everything_of(projects: Path, session_id: str) -> list[Path]:
+    """A session's files, however many, its subagents' directories, and what was set aside of it. Raises OSError."""
+    return [
+        projects / directory / name
+        for directory in _directories(projects)
+        for name in _names(projects, directory)
+        if name.startswith(session_id)
+    ]
 
 
 def session_info(path: Path) -> SDKSessionInfo | None:
@@ -152,6 +170,13 @@ def _directories(projects: Path) -> list[str]:
     except OSError as error:
         logger.error("the project directories cannot be listed: %s", error)  # noqa: TRY400
         raise TranscriptsUnavailable(_UNREADABLE, retry_after=30) from error
+
+
+def _names(projects: Path, directory: str) -> list[str]:
+    try:
+        return os.listdir(f"{projects}/{directory}")
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 _AMBIGUOUS = (

@@ -80,7 +80,7 @@ class History:
 
     async def outlines(self, session_ids: Iterable[str]) -> list[Metadata]:
         """What heads and tails of the files tell, in the order of the IDs: for lists."""
-        return await self._read(lambda: [self._outline(session_id) for session_id in session_ids])
+        return await self._read(lambda: self._outlines(list(session_ids)))
 
     async def find(self, session_id: str, message_id: str) -> Glimpse | None:
         """A message of a session, on whatever branch; in a fork also by the ID that its parent knows it by."""
@@ -132,6 +132,10 @@ class History:
             usage={name: sum(tokens[i] for tokens in spent.values()) for i, name in enumerate(TOKENS)},
             size_bytes=info.file_size,
         )
+
+    def _outlines(self, session_ids: list[str]) -> list[Metadata]:
+        files.look_for(self._projects, session_ids)
+        return [self._outline(session_id) for session_id in session_ids]
 
     def _outline(self, session_id: str) -> Metadata:
         try:
