@@ -7,6 +7,7 @@ goes to a thread. Session IDs are canonical UUIDs from our own table, never anyt
 import asyncio
 import functools
 import json
+import os
 import shutil
 import tempfile
 import time
