@@ -14,6 +14,7 @@ from starlette.middleware import Middleware
 
 from session_store import SessionMapError, SqliteSessionMap
 from sidecar.agent import Agents, ProcessPool, Transcripts
+from sidecar.agent.descendants import HOME_VARIABLE, home_mark
 from sidecar.agent.options import credentials_configured, offline_env
 from sidecar.agent.orphans import end_orphans, guarded_cli
 from sidecar.api import http
@@ -60,7 +61,11 @@ def create_app(settings: Settings) -> Starlette:
                 agents=Agents(
                     settings.agents,
                     cwd=settings.workspace,
-                    env={"CLAUDE_CODE_TMPDIR": str(settings.temporary), **env},
+                    env={
+                        "CLAUDE_CODE_TMPDIR": str(settings.temporary),
+                        HOME_VARIABLE: home_mark(settings.claude_config),
+                        **env,
+                    },
                     launcher=guarded_cli(settings.home.absolute()),
                 ),
                 transcripts=transcripts,

@@ -1,6 +1,9 @@
 """A CLI that misbehaves: every turn ends, its claim is released, and no process is left."""
 
 import asyncio
+import contextlib
+import os
+import signal
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -112,6 +115,26 @@ async def test_the_thread_is_held_until_a_cli_that_hangs_on_the_way_out_is_gone(
         assert line["exit"] == -9
         assert await gone(left, 0)
     await again
+
+
+async def test_a_turn_ends_though_somebody_out_of_reach_holds_its_clis_output_open(
+    sidecar: Sidecar, cli: Path, thread: str
+) -> None:
+    holder = cli.with_name("holder")
+    holder.write_text("sleep 600\n")
+    escapes = f"env -i sh -c 'setsid sh {holder} &'"
+    cli.write_text(f"#!/bin/sh\n{HANDSHAKE}{INIT}{escapes}\nexec sleep 600\n")
+    try:
+        async with sidecar.stream(thread, "Hello") as stream:
+            assert (await stream.rest())[-1].data["error"]["code"] == "turn_timeout"
+        line = await sidecar.until_logged("turn", thread_id=thread)
+        assert line["exit"] == -signal.SIGTERM
+        assert running(cli) == []
+        assert running(holder)
+    finally:
+        for pid in running(holder):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGKILL)
 
 
 async def test_a_shutdown_does_not_wait_for_a_cli_that_hangs(sidecar: Sidecar, cli: Path, thread: str) -> None:

@@ -1,6 +1,7 @@
 """No CLI outlives the sidecar: each dies with its parent, and what a crash left behind is ended at the next start.
 
-A CLI whose parent was killed goes on: it runs tools and calls the model, on a session that a new turn may be given.
+A CLI whose parent was killed goes on: it runs tools and calls the model, on a session that a new turn may be given. And
+what it has started goes on when it has gone itself: see `descendants`.
 """
 
 import contextlib
@@ -15,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import claude_agent_sdk
+
+from sidecar.agent.descendants import HOME_VARIABLE, Descendants, home_mark
 
 logger = logging.getLogger(__name__)
 
@@ -72,27 +75,33 @@ def live_clis(claude_config: Path) -> list[LiveCli]:
 
 
 def end_orphans(claude_config: Path) -> int:
-    """End every CLI that an earlier run left behind, and return how many there were.
+    """End every CLI that an earlier run left behind, and whatever it has started; return how many CLIs there were.
 
     Blocks for some seconds at worst. Only for whoever holds the database's lock: then no other sidecar has this home.
     """
     orphans = live_clis(claude_config)
-    for number, seconds in ((signal.SIGTERM, TERMINATE_SECONDS), (signal.SIGKILL, TERMINATE_SECONDS)):
-        left = [orphan for orphan in orphans if orphan in live_clis(claude_config)]
-        for orphan in left:
-            logger.warning("ending the CLI %d that an earlier run left on session %s", orphan.pid, orphan.session_id)
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(orphan.pid, number)
-        deadline = time.monotonic() + seconds
-        while left and time.monotonic() < deadline:
-            time.sleep(0.01)
-            left = [orphan for orphan in left if orphan in live_clis(claude_config)]
-        if not left:
-            break
+    for orphan in orphans:
+        logger.warning("ending the CLI %d that an earlier run left on session %s", orphan.pid, orphan.session_id)
+    left = _signal(orphans, signal.SIGTERM, claude_config)
+    Descendants(HOME_VARIABLE, home_mark(claude_config)).kill()
+    _signal(left, signal.SIGKILL, claude_config)  # what a version without the mark has started
     # A CLI that was killed while it started leaves its lock on the config, and every other waits for it in vain.
     if not live_clis(claude_config):
         shutil.rmtree(claude_config / ".claude.json.lock", ignore_errors=True)
     return len(orphans)
+
+
+def _signal(orphans: list[LiveCli], number: signal.Signals, claude_config: Path) -> list[LiveCli]:
+    """Send a signal, and wait a while for the end; those that still run."""
+    left = [orphan for orphan in orphans if orphan in live_clis(claude_config)]
+    for orphan in left:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(orphan.pid, number)
+    deadline = time.monotonic() + TERMINATE_SECONDS
+    while left and time.monotonic() < deadline:
+        time.sleep(0.01)
+        left = [orphan for orphan in left if orphan in live_clis(claude_config)]
+    return left
 
 
 def _is_same(pid: int, started: str, claude_config: Path) -> bool:

@@ -5,8 +5,10 @@ import contextlib
 import dataclasses
 import logging
 import signal
+import uuid
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +18,7 @@ from anyio.abc import Process
 from anyio.streams.memory import MemoryObjectReceiveStream
 from claude_agent_sdk import ClaudeAgentOptions, ClaudeSDKClient, ClaudeSDKError, CLIJSONDecodeError
 
+from sidecar.agent.descendants import KILL_SECONDS, PROCESS_VARIABLE, Descendants
 from sidecar.errors import AgentFailed, AgentStartFailed
 from sidecar.results import Message
 
@@ -29,6 +32,8 @@ TERMINATE_SECONDS = 2.0
 DUE_SECONDS = 5.0
 # The newest of what an idle process says is held for the turn that it may begin by itself.
 HELD = 16
+# Of its own, so that the end of a process never waits for a reader of long transcripts.
+_THREADS = ThreadPoolExecutor(4, "descendants")
 
 # Deltas that come within so long of one another are taken together, or most of what each costs is being woken for it.
 BURST_SECONDS = 0.002
@@ -130,11 +135,15 @@ class AgentProcess:
         """Nothing is started yet. `options` as from `Agents.options`."""
         self._stderr: deque[str] = deque(maxlen=20)
         options.stderr = options.stderr or self._stderr.append
-        self._client = _RawClient(options)
         self.options = without_session(options)
+        mark = uuid.uuid4().hex
+        options.env = {**options.env, PROCESS_VARIABLE: mark}
+        self._descendants = Descendants(PROCESS_VARIABLE, mark)
+        self._client = _RawClient(options)
         self._idle = asyncio.Event()
         self._idle.set()
         self._starting: asyncio.Future[None] | None = None
+        self._leaving: asyncio.Future[None] | None = None
         self.exit_status: int | None = None  # after `close`; negative for a signal
         self.prompted = False  # while a turn has its prompt; then only `interrupt` keeps what was answered
         self.ended = asyncio.Event()  # it was told to end; it will not start any more, nor take a prompt
@@ -316,15 +325,22 @@ class AgentProcess:
             await asyncio.wait([asking])
 
     async def end(self) -> None:
-        """End a process that does not react, while it starts or runs: terminate, then kill. `start` or `run` fails."""
+        """End a process that does not react, while it starts or runs: terminate, then kill. `start` or `run` fails.
+
+        Takes some seconds at most: a process that does not even end when it is killed is not waited for.
+        """
         self.ended.set()
-        for name in ("terminate", "kill"):
-            self._client.send_signal(name)
-            if await _within(TERMINATE_SECONDS, self._settled()):
-                return
-        # What is left to wait for is a handshake that nobody will answer.
-        if self._starting is not None:
+        self._client.send_signal("terminate")
+        if await _within(TERMINATE_SECONDS, self._settled()):
+            return
+        await self._kill()
+        if await _within(KILL_SECONDS, self._settled()):
+            return
+        # What is left to wait for is a handshake that nobody will answer, or an output that nobody will close.
+        if self._starting is not None and not self._starting.done():
             self._starting.cancel()
+        else:
+            self._leave()
 
     async def _settled(self) -> None:
         if self._starting is not None:
@@ -332,20 +348,41 @@ class AgentProcess:
         await self._idle.wait()
 
     async def close(self) -> None:
-        """Disconnect and see the process gone. Never fails."""
+        """Disconnect and see the process gone, with all that it has started. Never fails.
+
+        Takes some seconds at most; the log says what is left then.
+        """
         process = self._client.process  # the SDK forgets it
         self._client.stop_receiving()
-        leaving = asyncio.ensure_future(self._client.disconnect())
-        for seconds, name in ((LEAVE_SECONDS, "terminate"), (TERMINATE_SECONDS, "kill")):
-            await asyncio.wait([leaving], timeout=seconds)
-            if leaving.done():
-                break
-            self._client.send_signal(name)
-        try:
-            await leaving
-        except Exception:
-            logger.exception("closing the agent's process failed")
+        leaving = self._leave()
+        if self._starting is not None:
+            # While the CLI leaves it is seen who is a stranger; the look that comes after it need not ask again.
+            await self._in_thread(self._descendants.look)
+            if not await _done(leaving, LEAVE_SECONDS):
+                self._client.send_signal("terminate")
+                await _done(leaving, TERMINATE_SECONDS)
+            await self._kill()
+        if not await _done(leaving, KILL_SECONDS):
+            logger.error("the agent's process does not end though it was killed; it is left to the system")
+            leaving.cancel()
+            await _done(leaving, KILL_SECONDS)
+        elif not leaving.cancelled() and (error := leaving.exception()):
+            logger.error("closing the agent's process failed", exc_info=error)
         self.exit_status = process.returncode if process is not None else None
+
+    def _leave(self) -> asyncio.Future[None]:
+        """Disconnect; a `run` that still waits for messages ends with that."""
+        if self._leaving is None:
+            self._leaving = asyncio.ensure_future(self._client.disconnect())
+        return self._leaving
+
+    async def _kill(self) -> None:
+        """Kill the process, if it is still there, and all that it has started."""
+        await self._in_thread(self._descendants.kill)
+        self._client.send_signal("kill")  # where there is no /proc
+
+    async def _in_thread(self, work: Callable[[], object]) -> None:
+        await asyncio.wait([asyncio.get_running_loop().run_in_executor(_THREADS, work)], timeout=2 * KILL_SECONDS)
 
     def _explain(self, error: BaseException) -> str:
         if self._stderr:
@@ -383,6 +420,11 @@ def _has_exited(pid: int) -> bool:
     fields = ["", "", "", *stat.rpartition(")")[2].split()]  # numbered from 1, as in proc(5)
     state, flags, pending = fields[3], int(fields[9]), int(fields[31])
     return state in "ZX" or bool(flags & PF_EXITING or pending & KILLED)
+
+
+async def _done(future: asyncio.Future[None], seconds: float) -> bool:
+    await asyncio.wait([future], timeout=seconds)
+    return future.done()
 
 
 async def _within(seconds: float, waiting: Awaitable[object]) -> bool:
