@@ -17,43 +17,53 @@ from tests.transcripts import AGENTS
 
 Make = Callable[..., Sidecar]
 
+# Each is part of one command line; the last keeps the tool busy.
 WAYS = {
-    "in the foreground": "sh {beat}",
-    "in the foreground without the environment": "env -i sh {beat}",
-    "in the background": "sh {beat} &",
-    "orphaned": "(sh {beat} &)",
-    "in a session of its own": "setsid nohup sh {beat} > /dev/null 2>&1 &",
-    "as a daemon": "setsid sh -c '(setsid sh {beat} < /dev/null > /dev/null 2>&1 &)'",
+    "background": "sh {} &",
+    "background-without-the-environment": "(env -i sh {}; true) &",
+    "orphan": "(sh {} &)",
+    "session": "setsid nohup sh {} > /dev/null 2>&1 &",
+    "daemon": "setsid sh -c '(setsid sh {} < /dev/null > /dev/null 2>&1 &)'",
+    "foreground": "sh {}",
 }
-in_every_way = pytest.mark.parametrize("command", [pytest.param(text, id=name) for name, text in WAYS.items()])
 
 
-class Beat:
-    """A program that writes to a file for as long as it lives."""
+class Beats:
+    """Programs that write to a file each, for as long as they live, and are started in a way of their own each."""
 
     def __init__(self, directory: Path) -> None:
-        self.script, self.file = directory / "beat.sh", directory / "beats"
-        self.script.write_text(f"while :; do echo beat >> {self.file}; sleep 0.02; done\n")
+        self._scripts = {directory / f"{name}.sh": way for name, way in WAYS.items()}
+        for script in self._scripts:
+            script.write_text(f"while :; do echo beat >> {script}.beats; sleep 0.05; done\n")
 
-    def prompt(self, command: str) -> str:
-        """A prompt that has it started by this command, in which `{beat}` is its path."""
-        return "[[tool Bash {}]]".format(json.dumps({"command": command.format(beat=self.script)}))
+    def prompt(self, *ways: str) -> str:
+        """A prompt that has them started by a tool: all, or those of some ways."""
+        chosen = [way.format(script) for script, way in self._scripts.items() if not ways or script.stem in ways]
+        return "[[tool Bash {}]]".format(json.dumps({"command": "\n".join(chosen)}))
 
-    async def started(self, sidecar: Sidecar) -> list[int]:
-        """Wait until it writes; its processes, and the shells that have it in their command line."""
-        async with asyncio.timeout(SECONDS):
-            while not self.file.exists():
+    def running(self) -> dict[str, list[int]]:
+        """What runs of them, by the way it was started."""
+        return {script.stem: pids for script in self._scripts if (pids := running(script))}
+
+    async def started(self, sidecar: Sidecar, *ways: str) -> list[int]:
+        """Wait until these write, or all; the processes that have them in their command line."""
+        wanted = set(ways or WAYS)
+        async with asyncio.timeout(3 * SECONDS):
+            while {script.stem for script in self._scripts if Path(f"{script}.beats").exists()} < wanted:
                 await sidecar.settle()
-        return running(self.script)
+        found = self.running()
+        assert found.keys() == wanted
+        return [pid for pids in found.values() for pid in pids]
 
 
 @pytest.fixture
-def beat(tmp_path: Path) -> Iterator[Beat]:
-    beat = Beat(tmp_path)
-    yield beat
-    for pid in running(beat.script):  # only where a test has failed
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+def beats(tmp_path: Path) -> Iterator[Beats]:
+    beats = Beats(tmp_path)
+    yield beats
+    for pids in beats.running().values():  # only where a test has failed
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 @pytest.fixture
@@ -76,122 +86,119 @@ def signal_clis(sidecar: Sidecar, number: signal.Signals) -> None:
         os.kill(pid, number)
 
 
-async def ended(sidecar: Sidecar, thread: str, beat: Beat, processes: list[int]) -> bool:
+async def ended(sidecar: Sidecar, thread: str, beats: Beats, processes: list[int]) -> bool:
     """Whether all of it was over when the thread was free again."""
     await sidecar.until_logged("turn", thread_id=thread)
-    return await gone(processes, 0) and running(beat.script) == []
+    return await gone(processes, 0) and beats.running() == {}
 
 
-@in_every_way
-async def test_they_end_with_an_interrupted_turn(sidecar: Sidecar, thread: str, beat: Beat, command: str) -> None:
-    asking = asyncio.create_task(sidecar.chat(thread, beat.prompt(f"{command}\nsleep 60"), agent="tools"))
-    processes = await beat.started(sidecar)
+async def test_they_end_with_an_interrupted_turn(sidecar: Sidecar, thread: str, beats: Beats) -> None:
+    asking = asyncio.create_task(sidecar.chat(thread, beats.prompt(), agent="tools"))
+    processes = await beats.started(sidecar)
     await sidecar.post("/v1/chat/interrupt", thread)
     assert (await asking).json()["status"] == "interrupted"
-    assert await ended(sidecar, thread, beat, processes)
+    assert await ended(sidecar, thread, beats, processes)
 
 
 async def test_they_end_with_a_completed_turn_whose_process_is_not_kept(
-    sidecar: Sidecar, thread: str, beat: Beat
+    sidecar: Sidecar, thread: str, beats: Beats
 ) -> None:
-    await sidecar.say(thread, beat.prompt(WAYS["as a daemon"]), agent="tools")
-    assert await ended(sidecar, thread, beat, await beat.started(sidecar))
+    await sidecar.say(thread, beats.prompt("orphan", "session", "daemon"), agent="tools")
+    await sidecar.until_logged("turn", thread_id=thread)
+    assert beats.running() == {}
 
 
 @pytest.mark.long
-@in_every_way
-async def test_they_end_with_a_cli_that_is_stopped(sidecar: Sidecar, thread: str, beat: Beat, command: str) -> None:
-    asking = asyncio.create_task(sidecar.chat(thread, beat.prompt(f"{command}\nsleep 60"), agent="tools"))
-    processes = await beat.started(sidecar)
+async def test_they_end_with_a_cli_that_is_stopped(sidecar: Sidecar, thread: str, beats: Beats) -> None:
+    asking = asyncio.create_task(sidecar.chat(thread, beats.prompt(), agent="tools"))
+    processes = await beats.started(sidecar)
     signal_clis(sidecar, signal.SIGSTOP)
     await sidecar.post("/v1/chat/interrupt", thread)
     await asking
-    assert await ended(sidecar, thread, beat, processes)
+    assert await ended(sidecar, thread, beats, processes)
     assert sidecar.logged("turn", thread_id=thread)[0]["exit"] == -signal.SIGKILL
     assert await sidecar.say(thread, "Go on", agent="tools")
 
 
 @pytest.mark.long
 async def test_they_end_with_a_cli_that_is_stopped_and_comes_to_its_deadline(
-    a_sidecar: Make, agents: Path, thread: str, beat: Beat
+    a_sidecar: Make, agents: Path, thread: str, beats: Beats
 ) -> None:
-    patience = {"SIDECAR_INTERRUPT_SECONDS": "0.5", "SIDECAR_TURN_IDLE_SECONDS": "10"}
+    patience = {"SIDECAR_INTERRUPT_SECONDS": "0.5", "SIDECAR_TURN_IDLE_SECONDS": "20"}
     async with a_sidecar("--agents", str(agents), **COLD, **patience) as sidecar:
-        async with sidecar.stream(thread, beat.prompt(WAYS["in the foreground"]), agent="tools") as stream:
-            processes = await beat.started(sidecar)
+        async with sidecar.stream(thread, beats.prompt(), agent="tools") as stream:
+            processes = await beats.started(sidecar)
             signal_clis(sidecar, signal.SIGSTOP)
-            assert (await stream.rest())[-1].data["error"]["code"] == "turn_timeout"
-        assert await ended(sidecar, thread, beat, processes)
+            async with asyncio.timeout(2 * SECONDS):
+                async for event in stream:
+                    if event.name == "end":
+                        assert event.data["error"]["code"] == "turn_timeout"
+        assert await ended(sidecar, thread, beats, processes)
 
 
 @pytest.mark.long
-@in_every_way
-async def test_they_end_with_a_cli_that_somebody_kills(sidecar: Sidecar, thread: str, beat: Beat, command: str) -> None:
-    asking = asyncio.create_task(sidecar.chat(thread, beat.prompt(f"{command}\nsleep 60"), agent="tools"))
-    processes = await beat.started(sidecar)
+async def test_they_end_with_a_cli_that_somebody_kills(sidecar: Sidecar, thread: str, beats: Beats) -> None:
+    asking = asyncio.create_task(sidecar.chat(thread, beats.prompt(), agent="tools"))
+    processes = await beats.started(sidecar)
     signal_clis(sidecar, signal.SIGKILL)
     await asking
-    assert await ended(sidecar, thread, beat, processes)
+    assert await ended(sidecar, thread, beats, processes)
 
 
 @pytest.mark.long
-async def test_they_end_with_a_thread_that_is_deleted_by_force(sidecar: Sidecar, thread: str, beat: Beat) -> None:
-    asking = asyncio.create_task(sidecar.chat(thread, beat.prompt(WAYS["in the background"]), agent="tools"))
-    processes = await beat.started(sidecar)
+async def test_they_end_with_a_thread_that_is_deleted_by_force(sidecar: Sidecar, thread: str, beats: Beats) -> None:
+    asking = asyncio.create_task(sidecar.chat(thread, beats.prompt(), agent="tools"))
+    processes = await beats.started(sidecar)
     signal_clis(sidecar, signal.SIGSTOP)
     params = {"thread_id": thread, "resource_id": "alice", "force": "true", "transcript": "delete"}
-    assert (await sidecar.http.delete("/v1/session", params=params)).status_code == 200
+    assert (await sidecar.http.delete("/v1/session", params=params)).status_code == 204
     assert await gone(processes, 0)
-    assert running(beat.script) == []
+    assert beats.running() == {}
     await asking
 
 
 @pytest.mark.long
-@in_every_way
-async def test_they_end_with_a_sidecar_that_is_asked_to(
-    sidecar: Sidecar, thread: str, beat: Beat, command: str
-) -> None:
-    asking = asyncio.create_task(sidecar.chat(thread, beat.prompt(f"{command}\nsleep 60"), agent="tools"))
-    processes = await beat.started(sidecar)
+async def test_they_end_with_a_sidecar_that_is_asked_to(sidecar: Sidecar, thread: str, beats: Beats) -> None:
+    asking = asyncio.create_task(sidecar.chat(thread, beats.prompt(), agent="tools"))
+    processes = await beats.started(sidecar)
     signal_clis(sidecar, signal.SIGSTOP)
     await sidecar.stop(signal.SIGTERM)
     assert await gone(processes, 0)
-    assert running(beat.script) == []
+    assert beats.running() == {}
     await asyncio.wait([asking])
 
 
-@in_every_way
+@pytest.mark.parametrize("stopped", [True, False], ids=["CLI stopped", "CLI running"])
 async def test_they_end_when_a_sidecar_that_was_killed_is_started_again(
-    sidecar: Sidecar, thread: str, beat: Beat, command: str
+    sidecar: Sidecar, thread: str, beats: Beats, stopped: bool
 ) -> None:
-    asking = asyncio.create_task(sidecar.chat(thread, beat.prompt(f"{command}\nsleep 60"), agent="tools"))
-    processes = await beat.started(sidecar)
-    signal_clis(sidecar, signal.SIGSTOP)  # one that runs ends most of them itself, when it hears of its parent's end
+    asking = asyncio.create_task(sidecar.chat(thread, beats.prompt(), agent="tools"))
+    processes = await beats.started(sidecar)
+    if stopped:
+        signal_clis(sidecar, signal.SIGSTOP)
     await sidecar.stop(signal.SIGKILL)
     await asyncio.wait([asking])
     assert not await gone(processes, 0)
     await sidecar.restart()
     assert await gone(processes, 0)
-    assert running(beat.script) == []
+    assert beats.running() == {}
 
 
 async def test_they_live_as_long_as_a_process_that_is_kept(
-    a_sidecar: Make, agents: Path, thread: str, beat: Beat
+    a_sidecar: Make, agents: Path, thread: str, model: FaultyModel, beats: Beats
 ) -> None:
     async with a_sidecar("--agents", str(agents), **WARM) as sidecar:
-        await sidecar.say(thread, beat.prompt(WAYS["in a session of its own"]), agent="tools")
-        processes = await beat.started(sidecar)
+        await sidecar.say(thread, beats.prompt("session"), agent="tools")
+        processes = await beats.started(sidecar, "session")
         await sidecar.say(thread, "And?", agent="tools")
         await sidecar.until_logged("turn", thread_id=thread)
         assert not await gone(processes, 0)
         params = {"thread_id": thread, "resource_id": "alice"}
-        assert (await sidecar.http.delete("/v1/session", params=params)).status_code == 200
+        assert (await sidecar.http.delete("/v1/session", params=params)).status_code == 204
         assert await gone(processes, 0)
 
 
-async def test_nothing_is_ended_that_was_not_started_by_an_agent_of_this_home(
-    sidecar: Sidecar, thread: str, beat: Beat
-) -> None:
+async def test_nothing_is_ended_that_was_not_started_by_an_agent_of_this_home(sidecar: Sidecar, thread: str) -> None:
     config = sidecar.home / "claude"
     directory = config.stat()
     elsewhere = {
@@ -199,7 +206,7 @@ async def test_nothing_is_ended_that_was_not_started_by_an_agent_of_this_home(
         "SESSION_SIDECAR_PROCESS": "0",
         "SESSION_SIDECAR_HOME": f"{directory.st_dev}:{directory.st_ino + 1}:{config}",  # the same path, in a container
     }
-    stranger = await asyncio.create_subprocess_exec("sleep", "60", env=os.environ | elsewhere)
+    stranger = await asyncio.create_subprocess_exec("sleep", "600", env=os.environ | elsewhere)
     await sidecar.say(thread, "Hello", agent="tools")
     await sidecar.stop(signal.SIGKILL)
     await sidecar.restart()
