@@ -33,7 +33,7 @@ class StoreInUse(StoreUnusable):
 _UNAVAILABLE = {
     sqlite3.SQLITE_BUSY: "another program keeps the database locked: close it there (a shell, a backup)",
     sqlite3.SQLITE_FULL: "the disk is full: make room on it",
-    sqlite3.SQLITE_IOERR: "the disk fails to read or write: look into the system's log",
+    sqlite3.SQLITE_IOERR: "the disk fails to read or write: see that it has room, and look into the system's log",
     sqlite3.SQLITE_READONLY: "the database cannot be written: give this user write permission to it and its directory",
     sqlite3.SQLITE_CANTOPEN: "the database cannot be opened: look at its permissions and the limit of open files",
     sqlite3.SQLITE_CORRUPT: "the database is damaged: stop the program and restore a backup",

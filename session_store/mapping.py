@@ -125,7 +125,7 @@ class SessionMap(Protocol):
         ...
 
     async def check(self) -> None:
-        """Return if the map can be read, else raise StoreUnavailable."""
+        """Return if the map can be used, else raise StoreUnavailable. After a failure it must have been written to."""
         ...
 
     async def close(self) -> None:

@@ -5,6 +5,7 @@ transaction that a cancelled caller could leave open, and no state between two c
 """
 
 import asyncio
+import logging
 import os
 import sqlite3
 import time
@@ -14,7 +15,9 @@ import aiosqlite
 
 from session_store.errors import StoreUnavailable, ThreadExists, translated
 from session_store.mapping import LAST_MOMENT, Cursor, SessionMapping, ThreadKey, moment
-from session_store.sqlite_file import open_database, open_for_reading
+from session_store.sqlite_file import SCHEMA_VERSION, open_database, open_for_reading
+
+logger = logging.getLogger(__name__)
 
 # `*` gives the columns in the order of schema.sql, which is the order of SessionMapping; user_version vouches for it.
 GET = "SELECT * FROM session_mappings WHERE resource_id = :resource_id AND thread_id = :thread_id"
@@ -65,6 +68,8 @@ LIMIT :limit
 ALL_OLDEST_FIRST = ALL_NEWEST_FIRST.replace(" < ", " > ").replace(" DESC", " ASC")
 
 CHECK = "SELECT * FROM session_mappings LIMIT 1"
+CHECK_WRITING = f"PRAGMA user_version = {SCHEMA_VERSION}"  # it has that already, but is written all the same
+WRITING = frozenset((ADD, REPLACE, REMOVE, CHECK_WRITING))
 
 
 class SqliteSessionMap:
@@ -74,6 +79,7 @@ class SqliteSessionMap:
         """Take over a connection that is ready for use; `open` makes one."""
         self._connection = connection
         self._closing: asyncio.Task[None] | None = None
+        self._trouble: str | None = None  # what the last call failed with; a write that succeeds ends it
 
     @classmethod
     async def peek(cls, path: str | os.PathLike[str]) -> Self:
@@ -171,7 +177,7 @@ class SqliteSessionMap:
 
     async def check(self) -> None:
         """See SessionMap."""
-        await self._rows(CHECK, {})
+        await self._rows(CHECK_WRITING if self._trouble else CHECK, {})
 
     async def close(self) -> None:
         """See SessionMap."""
@@ -187,10 +193,25 @@ class SqliteSessionMap:
         if self._closing is not None:
             raise StoreUnavailable
         try:
-            rows = await self._connection.execute_fetchall(statement, parameters)
-        except sqlite3.Error as error:
-            raise translated(error) from error
+            try:
+                rows = await self._connection.execute_fetchall(statement, parameters)
+            except sqlite3.Error as error:
+                raise translated(error) from error
+        except StoreUnavailable as error:
+            self._note_trouble(str(error))
+            raise
+        if statement in WRITING:
+            self._note_trouble(None)
         return [_mapping(row) for row in rows]
+
+    def _note_trouble(self, trouble: str | None) -> None:
+        """Log what is wrong once, however many calls meet it, and once that it has passed."""
+        if trouble != self._trouble:
+            self._trouble = trouble
+            if trouble:
+                logger.error("the session map cannot be used: %s", trouble)
+            else:
+                logger.info("the session map can be used again")
 
 
 def _mapping(row: Any) -> SessionMapping:

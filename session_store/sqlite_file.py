@@ -12,6 +12,7 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 
 from session_store.errors import StoreInUse, StoreUnusable, translated
+from session_store.sqlite_connection import OwnedConnection
 
 APPLICATION_ID = 1936028525
 SCHEMA_VERSION = 1
@@ -19,20 +20,6 @@ BUSY_TIMEOUT_MS = 2000  # only an operator's shell can be in the way: wait for i
 
 _HERE = Path(__file__).parent  # an installed package has the schema inside, a checkout beside it
 SCHEMA = next(file for file in (_HERE / "schema.sql", _HERE.parent / "schema.sql") if file.exists())
-
-
-class OwnedConnection(sqlite3.Connection):
-    """A connection that holds the lock on its file: closing the one gives back the other, in that order."""
-
-    lock: int | None = None
-
-    def close(self) -> None:
-        """Close the database, then let the next one have it."""
-        super().close()
-        lock, self.lock = self.lock, None
-        if lock is not None:
-            os.ftruncate(lock, 0)  # what stays in the file is only ever the name of one who holds it, or was killed
-            os.close(lock)
 
 
 def open_database(path: str | os.PathLike[str]) -> OwnedConnection:
@@ -50,6 +37,8 @@ def open_database(path: str | os.PathLike[str]) -> OwnedConnection:
             _refuse_unless_ours(file)
             _make_private(file)
             connection = _connect(file)
+            undo.callback(connection.close)
+            connection.own(file, lock)
             undo.pop_all()
     except OSError as error:
         raise StoreUnusable(
@@ -57,7 +46,6 @@ def open_database(path: str | os.PathLike[str]) -> OwnedConnection:
         ) from error
     except sqlite3.Error as error:
         raise StoreUnusable(f"{file} cannot be used: {translated(error)}") from error
-    connection.lock = lock
     return connection
 
 

@@ -9,7 +9,7 @@ import stat
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, closing, contextmanager
 from pathlib import Path
 
@@ -213,6 +213,80 @@ def test_a_failing_disk_is_told_from_the_rest_by_whichever_call_failed() -> None
     error = sqlite3.OperationalError("disk I/O error")
     error.sqlite_errorcode = sqlite3.SQLITE_IOERR_FSYNC
     assert "disk fails to read or write" in str(translated(error))
+
+
+# Files that go while they are in use
+
+DATABASE, BESIDE = "move it back, or stop the program, restore a backup and start it again", "start the program again"
+LOST = [("", DATABASE), ("-wal", BESIDE), ("-shm", BESIDE), (".lock", BESIDE)]
+
+
+@pytest.mark.parametrize(("suffix", "todo"), LOST)
+async def test_a_file_that_goes_while_it_is_in_use_stops_every_call_until_it_is_back(
+    sessions: SqliteSessionMap, file: Path, caplog: pytest.LogCaptureFixture, suffix: str, todo: str
+) -> None:
+    caplog.set_level("INFO", sqlite.__name__)
+    lost, away = Path(f"{file}{suffix}"), file.with_name("away")
+    added = await sessions.add(KEY, "s1")
+    lost.rename(away)
+    for what in ("cannot be found any more (No such file or directory)", "is no longer the file that was opened"):
+        for call in every_call(sessions):
+            with pytest.raises(StoreUnavailable, match=re.escape(f"{lost} {what}: {todo}")):
+                await call
+        lost.write_bytes(away.read_bytes())
+    away.rename(lost)
+    await sessions.check()
+    assert await sessions.page("alice", limit=9) == [added]
+    await sessions.add(ThreadKey("t2", "alice"), "s2")
+    levels = [record.levelname for record in caplog.records if record.name == sqlite.__name__]
+    assert levels == ["ERROR", "ERROR", "INFO"]  # one for each thing that was wrong, however many calls met it
+
+
+def every_call(sessions: SqliteSessionMap) -> list[Awaitable[object]]:
+    return [
+        sessions.get(KEY),
+        sessions.add(ThreadKey("t2", "alice"), "s2"),
+        sessions.touch(KEY, "s1"),
+        sessions.remove(KEY),
+        sessions.page("alice", limit=1),
+        sessions.check(),
+    ]
+
+
+@pytest.mark.parametrize("suffix", ["", "-wal"])
+async def test_a_write_is_not_answered_if_its_file_goes_before_it_is_committed(
+    sessions: SqliteSessionMap, file: Path, suffix: str
+) -> None:
+    await sessions.add(KEY, "s1")
+    await sessions._connection.set_trace_callback(lambda _: Path(f"{file}{suffix}").unlink(missing_ok=True))
+    with pytest.raises(StoreUnavailable, match="cannot be found any more"):
+        await sessions.add(ThreadKey("t2", "alice"), "s2")
+
+
+async def test_a_backup_that_is_put_in_place_too_early_is_not_written_over_by_the_log_of_what_was_there(
+    file: Path,
+) -> None:
+    backup = file.with_name("backup.db")
+    async with AsyncExitStack() as stack:
+        sessions = await SqliteSessionMap.open(file)
+        stack.push_async_callback(sessions.close)
+        await sessions.add(KEY, "s1")
+        with plain(file) as connection:
+            connection.execute("VACUUM INTO ?", (str(backup),))
+        for n in range(50):
+            await sessions.add(ThreadKey(f"later {n}", "alice"), f"s {n}")
+        file.rename(file.with_name("away.db"))
+        backup.rename(file)
+        with pytest.raises(StoreUnavailable, match="no longer the file"):
+            await sessions.check()
+    restored = await SqliteSessionMap.open(file)
+    try:
+        assert [row.thread_id for row in await restored.page("alice", limit=99)] == [KEY.thread_id]
+        await restored.add(ThreadKey("t2", "alice"), "s2")
+    finally:
+        await restored.close()
+    with plain(file.with_name("away.db")) as moved:  # nor has it lost what was answered
+        assert moved.execute("SELECT count(*) FROM session_mappings").fetchone() == (51,)
 
 
 # Files that are not ours to use

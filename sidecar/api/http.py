@@ -137,8 +137,7 @@ async def on_sidecar_error(request: Request, error: Exception) -> Response:
 
 
 async def on_store_error(request: Request, error: Exception) -> Response:
-    """The exception handler for a session map that fails."""
-    logger.error("the session map failed: %s", error)
+    """The exception handler for a session map that fails; it has logged why itself."""
     return problem(request, told(error))
 
 

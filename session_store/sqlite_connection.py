@@ -1,0 +1,83 @@
+"""The connection to the SQLite file that one process owns: it gives back the lock, and notices if its files go."""
+
+import os
+import sqlite3
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Self
+
+from session_store.errors import StoreUnavailable
+
+
+class OwnedConnection(sqlite3.Connection):
+    """A connection that holds the lock on its file: closing the one gives back the other, in that order.
+
+    It answers only while its files are the ones at their paths. SQLite itself goes on in files that were deleted or
+    moved away: what it commits there is gone at the next start, and a shell that opens the new ones meanwhile shares no
+    lock with it, so that the two destroy each other's pages.
+    """
+
+    _lock: int | None = None
+    _files: dict[str, tuple[int, int]] | None = None  # device and inode; the first is the database itself
+
+    def own(self, file: Path, lock: int) -> None:
+        """Take over the lock, and from here on watch the files that are open."""
+        self.execute("SELECT * FROM session_mappings LIMIT 1")  # only this opens the log and its index
+        files = (f"{file}", f"{file}-wal", f"{file}-shm")
+        self._files = {path: _identity(path) for path in files} | {f"{file}.lock": _identity(lock)}
+        self._lock = lock
+
+    def execute(self, statement: str, parameters: Any = (), /) -> sqlite3.Cursor:
+        """Run a statement; its `fetchall` raises StoreUnavailable where what it did was done to files that are gone."""
+        return self.cursor(_OwnedCursor).execute(statement, parameters)
+
+    def check_files(self) -> None:
+        """Return if the files that are open are those at their paths, else raise StoreUnavailable.
+
+        A stat each, a microsecond or two. An inode that is open is not given to another file meanwhile.
+        """
+        for number, (path, opened) in enumerate((self._files or {}).items()):
+            try:
+                if _identity(path) == opened:
+                    continue
+                what = "is no longer the file that was opened"
+            except OSError as error:
+                what = f"cannot be found any more ({error.strerror})"
+            if number:
+                raise StoreUnavailable(f"{path} {what}: start the program again")
+            # Else the log would be taken for that of whichever database comes here, and overwrite it.
+            with suppress(sqlite3.Error):
+                super().execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            raise StoreUnavailable(
+                f"{path} {what}: move it back, or stop the program, restore a backup and start it again"
+            )
+
+    def close(self) -> None:
+        """Close the database, then let the next one have it."""
+        with suppress(StoreUnavailable):
+            self.check_files()
+        super().close()
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            os.ftruncate(lock, 0)  # what stays in the file is only ever the name of one who holds it, or was killed
+            os.close(lock)
+
+
+class _OwnedCursor(sqlite3.Cursor):
+    """Looks at the files before a statement, so that nothing is written for nobody, and behind what it committed."""
+
+    connection: OwnedConnection
+
+    def execute(self, statement: str, parameters: Any = (), /) -> Self:
+        self.connection.check_files()
+        return super().execute(statement, parameters)
+
+    def fetchall(self) -> list[Any]:
+        rows = super().fetchall()
+        self.connection.check_files()
+        return rows
+
+
+def _identity(file: str | int) -> tuple[int, int]:
+    found = os.stat(file)
+    return found.st_dev, found.st_ino
