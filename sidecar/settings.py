@@ -29,9 +29,17 @@ class Settings(BaseModel):
     )
     agents: str | None = Field(None, description="agents.toml, or package.module:function")
     max_message_bytes: int = Field(4 * 2**20, ge=1, description="a message larger than this is refused with 413")
-    max_turns: int = Field(100, ge=1, description="turns at once, waiting ones included; more are refused with 503")
+    max_turns: int = Field(
+        100,
+        ge=1,
+        description="turns at once, waiting ones and work in the background included; more are refused with 503",
+    )
     queue_turns: int = Field(8, ge=0, description="turns that may wait for one thread (`multitask_strategy: enqueue`)")
-    turn_seconds: float = Field(3600, gt=0, description="a turn that runs for so long is ended")
+    turn_seconds: float = Field(
+        3600,
+        gt=0,
+        description="a turn that runs for so long is ended, and work in the background that is not heard of for so long",
+    )
     turn_idle_seconds: float = Field(600, gt=0, description="a turn whose CLI says nothing for so long is ended")
     warm_sessions: int | None = Field(
         None,
