@@ -207,10 +207,11 @@ async def test_nothing_is_ended_that_was_not_started_by_an_agent_of_this_home(si
         "SESSION_SIDECAR_HOME": f"{directory.st_dev}:{directory.st_ino + 1}:{config}",  # the same path, in a container
     }
     stranger = await asyncio.create_subprocess_exec("sleep", "600", env=os.environ | elsewhere)
-    await sidecar.say(thread, "Hello", agent="tools")
-    await sidecar.stop(signal.SIGKILL)
-    await sidecar.restart()
-    assert stranger.returncode is None
-    assert not await gone([stranger.pid], 0)
-    stranger.kill()
-    await stranger.wait()
+    try:
+        await sidecar.say(thread, "Hello", agent="tools")
+        await sidecar.stop(signal.SIGKILL)
+        await sidecar.restart()
+        assert not await gone([stranger.pid], 0)
+    finally:
+        stranger.kill()
+        await stranger.wait()
