@@ -34,7 +34,7 @@ class Descendants:
 
     def __init__(self, variable: str, value: str) -> None:
         self._mark = b"\0" + os.fsencode(f"{variable}={value}") + b"\0"
-        self._others: set[int] = set()
+        self._others: set[str] = set()  # as they are named in /proc, with what else is there
 
     def look(self) -> set[int]:
         """Their process IDs, without this process's own.
@@ -43,15 +43,17 @@ class Descendants:
         process does not come by a mark later.
         """
         found: set[int] = set()
-        for process in _processes():
-            pid = int(process.name)
-            if pid not in self._others:
-                with contextlib.suppress(OSError):  # it has gone, or is another user's
-                    environ = (process / "environ").read_bytes()
-                    if self._mark in b"\0" + environ:
-                        found |= {pid, *_below(pid)}
-                    elif environ:  # it is empty for a moment while a program is loaded
-                        self._others.add(pid)
+        for name in _listed("/proc") - self._others:
+            if not name.isdecimal():
+                self._others.add(name)
+                continue
+            # Unbuffered and without a Path, as there may be thousands: that halves the time.
+            with contextlib.suppress(OSError), open(f"/proc/{name}/environ", "rb", buffering=0) as file:
+                environ = file.read()
+                if self._mark in b"\0" + environ:
+                    found |= {int(name), *_below(name)}
+                elif environ:  # it is empty for a moment while a program is loaded
+                    self._others.add(name)
         return found - {os.getpid()}
 
     def kill(self) -> set[int]:
@@ -74,18 +76,18 @@ class Descendants:
         return found
 
 
-def _processes() -> list[Path]:
+def _listed(directory: str) -> set[str]:
     try:
-        return [Path("/proc", name) for name in os.listdir("/proc") if name.isdecimal()]
+        return set(os.listdir(directory))
     except OSError:
-        return []
+        return set()
 
 
-def _below(pid: int) -> set[int]:
+def _below(pid: str) -> set[int]:
     """The children of a process and theirs, whatever is in their environment."""
     found: set[int] = set()
-    for thread in Path(f"/proc/{pid}/task").glob("*"):
+    for thread in _listed(f"/proc/{pid}/task"):
         with contextlib.suppress(OSError):
-            for child in (thread / "children").read_text(encoding="ascii").split():
-                found |= {int(child), *_below(int(child))}
+            for child in Path(f"/proc/{pid}/task/{thread}/children").read_text(encoding="ascii").split():
+                found |= {int(child), *_below(child)}
     return found
