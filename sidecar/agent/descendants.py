@@ -57,23 +57,23 @@ class Descendants:
         return found - {os.getpid()}
 
     def kill(self) -> set[int]:
-        """Kill them and what they start meanwhile, and see them gone. Those that are not after KILL_SECONDS: none but
-        what the kernel holds or another user's."""
+        """Kill them, with what they start meanwhile, and see them gone.
+
+        What is left after KILL_SECONDS is held by the kernel or another user's; it is returned, and logged.
+        """
         deadline = time.monotonic() + KILL_SECONDS
         killed: set[int] = set()
-        while found := self.look():
-            for pid in found:
+        while (left := self.look() | {pid for pid in killed if _runs(pid)}) and time.monotonic() < deadline:
+            for pid in left:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.kill(pid, signal.SIGKILL)
-            killed |= found
-            if time.monotonic() > deadline:
-                break
+            killed |= left
             time.sleep(0.002)
-        if killed:
-            logger.info("killed what an agent's process had left running: %s", sorted(killed - found))
-        if found:
-            logger.error("these were killed and do not end; they are left to the system: %s", sorted(found))
-        return found
+        if killed - left:
+            logger.info("killed of an agent's process and all that it has started: %s", sorted(killed - left))
+        if left:
+            logger.error("killed in vain, and left to the system: %s", sorted(left))
+        return left
 
 
 def _listed(directory: str) -> set[str]:
@@ -91,3 +91,12 @@ def _below(pid: str) -> set[int]:
             for child in Path(f"/proc/{pid}/task/{thread}/children").read_text(encoding="ascii").split():
                 found |= {int(child), *_below(child)}
     return found
+
+
+def _runs(pid: int) -> bool:
+    """Whether a process is there, and not only as a zombie that nobody has asked about yet."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] not in "ZX"
