@@ -1,6 +1,7 @@
 """Bad input is told what is wrong with it, changes nothing and starts nothing."""
 
 import asyncio
+import base64
 import contextlib
 import json
 from typing import Any
@@ -172,6 +173,26 @@ async def test_bytes_that_are_no_utf_8_are_no_id(cold: Sidecar) -> None:
 async def test_a_wrong_page_is_refused(cold: Sidecar, query: dict[str, str], field: str) -> None:
     params = {"resource_id": "alice", **query}
     refused(await cold.http.get("/v1/sessions", params=params), 422, "invalid_request", field)
+
+
+@pytest.mark.parametrize(
+    "position",
+    [
+        "[" * 20_000,
+        "[1," + "[" * 10_000 + "]" * 10_000 + ',"alice"]',
+        "[1" + "0" * 5_000 + ',"t","alice"]',
+        '[9223372036854775808,"t","alice"]',
+        '[true,"t","alice"]',
+        '[1.0,"t","alice"]',
+        '[1,"\\ud800","alice"]',
+        '[1,"\\u0000","alice"]',
+        '[1,"","alice"]',
+        '[1,"t"]',
+    ],
+)
+async def test_a_cursor_that_no_list_gave_is_refused(cold: Sidecar, position: str) -> None:
+    cursor = base64.urlsafe_b64encode(position.encode()).decode().rstrip("=")
+    refused(await cold.http.get("/v1/sessions", params={"after": cursor}), 422, "invalid_request", "after")
 
 
 async def test_paths_and_methods_that_are_none_are_told(cold: Sidecar) -> None:

@@ -5,7 +5,17 @@ import json
 import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    TypeAdapter,
+    model_validator,
+)
 
 from session_store import Cursor, ThreadKey
 from sidecar.turn import TurnRequest
@@ -33,6 +43,7 @@ def _text(value: str) -> str:
 
 ID = Annotated[str, Field(min_length=1, max_length=MAX_ID_CHARS), AfterValidator(_opaque_id)]
 Text = Annotated[str, AfterValidator(_text)]
+_POSITION = TypeAdapter(tuple[int, ID, ID], config=ConfigDict(strict=True))  # `true` and 1.0 are no times
 Label = Annotated[str, Field(max_length=MAX_ID_CHARS), AfterValidator(_text), AfterValidator(_opaque_id)]
 
 
@@ -42,15 +53,11 @@ def encode(cursor: Cursor) -> str:
     return base64.urlsafe_b64encode(position.encode()).decode().rstrip("=")
 
 
-def _decode(text: object) -> Cursor:
+def _decode(text: str) -> Cursor:
     try:
-        text = str(text)
-        created, thread_id, resource_id = json.loads(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
-    except (ValueError, TypeError):
-        created, thread_id, resource_id = None, None, None
-    if not isinstance(created, int) or not isinstance(thread_id, str) or not isinstance(resource_id, str):
-        raise ValueError("not a cursor of this list; take it from `next`")  # noqa: TRY004 - pydantic's way
-    return Cursor(created, _opaque_id(thread_id), _opaque_id(resource_id))
+        return Cursor(*_POSITION.validate_json(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))))
+    except ValueError:
+        raise ValueError("not a cursor of this list; take it from `next`") from None
 
 
 class _Model(BaseModel):
