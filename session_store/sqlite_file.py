@@ -144,9 +144,14 @@ def _refuse_damage(file: Path, connection: sqlite3.Connection) -> None:
 
 def _refuse_other_schema(file: Path, connection: sqlite3.Connection) -> None:
     (version,) = connection.execute("PRAGMA user_version").fetchone()
-    if version != SCHEMA_VERSION:
+    if version > SCHEMA_VERSION:
         raise StoreUnusable(
             f"{file} has schema {version} and this program knows {SCHEMA_VERSION}: run the newer version that wrote it"
+        )
+    if version < SCHEMA_VERSION:
+        raise StoreUnusable(
+            f"{file} has schema {version}, which no version of this program writes: "
+            "restore a backup, or move it away to start anew"
         )
 
 

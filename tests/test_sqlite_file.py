@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, closing, contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -336,10 +337,10 @@ def garbage_in_the_middle(file: Path) -> None:
         opened.write(b"\xa5" * 4096)
 
 
-def newer(file: Path) -> None:
+def numbered_by_other_hands(file: Path, number: int) -> None:
     ours(file)
     with plain(file) as connection:
-        connection.execute("PRAGMA user_version = 2")
+        connection.execute(f"PRAGMA user_version = {number}")
 
 
 def newer_in_the_log(file: Path) -> None:
@@ -376,7 +377,9 @@ def directory(file: Path) -> None:
         (cut_in_half, "damaged: stop the program and restore a backup"),
         (garbage_in_the_middle, r"is damaged \(.*\): restore a backup"),
         (without_its_table, "no such table"),
-        (newer, "has schema 2 and this program knows 1: run the newer version"),
+        (partial(numbered_by_other_hands, number=2), "has schema 2 and this program knows 1: run the newer version"),
+        (partial(numbered_by_other_hands, number=0), "has schema 0, which no version of this program writes: restore"),
+        (partial(numbered_by_other_hands, number=-1), "has schema -1, which no version of this program writes: res"),
         (newer_in_the_log, "has schema 2 and this program knows 1: run the newer version"),
         (log_without_database, "sidecar.db-wal belongs to a database that is not there: put that back"),
         (directory, "is not a file: move it away"),
