@@ -1,6 +1,6 @@
 """The session map in one SQLite file.
 
-Every call is one statement that commits by itself, sent to the connection's thread in one hop. So there is no
+Whatever writes is one statement that commits by itself, sent to the connection's thread in one hop. So there is no
 transaction that a cancelled caller could leave open, and no state between two calls that could go wrong.
 """
 
@@ -13,6 +13,7 @@ from typing import Any, Self
 
 import aiosqlite
 
+from session_store import sqlite_pages
 from session_store.errors import StoreUnavailable, ThreadExists, translated
 from session_store.mapping import LAST_MOMENT, Cursor, SessionMapping, ThreadKey, moment
 from session_store.sqlite_file import SCHEMA_VERSION, open_database, open_for_reading
@@ -44,28 +45,6 @@ WHERE resource_id = :resource_id AND thread_id = :thread_id
     AND sdk_session_id = coalesce(:expected, sdk_session_id) AND version = coalesce(:version, version)
 RETURNING *
 """
-
-# instr() compares bytes and knows no wildcards; a range would need the successor of U+10FFFF, which there is not.
-NEWEST_FIRST = """
-SELECT * FROM session_mappings
-WHERE resource_id = :resource_id
-    AND (created_at, thread_id) < (:created_at, :after_thread_id)
-    AND instr(thread_id, :prefix) = 1
-ORDER BY created_at DESC, thread_id DESC
-LIMIT :limit
-"""
-OLDEST_FIRST = NEWEST_FIRST.replace(" < ", " > ").replace(" DESC", " ASC")
-FORKS_NEWEST_FIRST = NEWEST_FIRST.replace("WHERE ", "WHERE parent_thread_id = :parent_thread_id AND ")
-FORKS_OLDEST_FIRST = OLDEST_FIRST.replace("WHERE ", "WHERE parent_thread_id = :parent_thread_id AND ")
-
-ALL_NEWEST_FIRST = """
-SELECT * FROM session_mappings
-WHERE (created_at, resource_id, thread_id) < (:created_at, :after_resource_id, :after_thread_id)
-    AND instr(thread_id, :prefix) = 1
-ORDER BY created_at DESC, resource_id DESC, thread_id DESC
-LIMIT :limit
-"""
-ALL_OLDEST_FIRST = ALL_NEWEST_FIRST.replace(" < ", " > ").replace(" DESC", " ASC")
 
 CHECK = "SELECT * FROM session_mappings LIMIT 1"
 CHECK_WRITING = f"PRAGMA user_version = {SCHEMA_VERSION}"  # it has that already, but is written all the same
@@ -155,29 +134,31 @@ class SqliteSessionMap:
         """See SessionMap."""
         if limit < 1:
             raise ValueError("limit must be at least 1")  # SQLite takes a negative one for none at all
-        if resource_id is None:
-            if parent_thread_id is not None:
-                raise ValueError("a parent needs its resource")
-            statement = ALL_NEWEST_FIRST if descending else ALL_OLDEST_FIRST
-        elif parent_thread_id is None:
-            statement = NEWEST_FIRST if descending else OLDEST_FIRST
-        else:
-            statement = FORKS_NEWEST_FIRST if descending else FORKS_OLDEST_FIRST
+        if parent_thread_id is not None and resource_id is None:
+            raise ValueError("a parent needs its resource")
         start = after or Cursor(LAST_MOMENT if descending else 0, "")
         parameters = {
             "resource_id": resource_id,
             "created_at": start.created_at_us,
             "after_thread_id": start.thread_id,
             "after_resource_id": start.resource_id,
-            "prefix": thread_id_prefix or "",
+            "prefix": thread_id_prefix,
+            "beyond": thread_id_prefix.encode() + b"\xff" if thread_id_prefix else None,
             "parent_thread_id": parent_thread_id,
             "limit": limit,
         }
-        return await self._rows(statement, parameters)
+        of: sqlite_pages.Of = "all" if resource_id is None else "one" if parent_thread_id is None else "forks"
+        way = sqlite_pages.page_of_nearby if thread_id_prefix else sqlite_pages.page
+        rows = await self._fetched(way(of, descending=descending), parameters)
+        if thread_id_prefix and len(rows) < limit:
+            ((begin_so,),) = await self._fetched(sqlite_pages.count(of), parameters)
+            way = sqlite_pages.page_by_sort if begin_so <= sqlite_pages.FEW else sqlite_pages.page_by_walk
+            rows = await self._fetched(way(of, descending=descending), parameters)
+        return [_mapping(row) for row in rows]
 
     async def check(self) -> None:
         """See SessionMap."""
-        await self._rows(CHECK_WRITING if self._trouble else CHECK, {})
+        await self._fetched(CHECK_WRITING if self._trouble else CHECK, {})
 
     async def close(self) -> None:
         """See SessionMap."""
@@ -186,15 +167,16 @@ class SqliteSessionMap:
         await asyncio.shield(self._closing)  # one closes, all wait for it, and none of them can break it off
 
     async def _row(self, statement: str, key: ThreadKey, **parameters: str | int | None) -> SessionMapping | None:
-        rows = await self._rows(statement, {"thread_id": key.thread_id, "resource_id": key.resource_id, **parameters})
-        return rows[0] if rows else None
+        key_of_it = {"thread_id": key.thread_id, "resource_id": key.resource_id}
+        rows = await self._fetched(statement, key_of_it | parameters)
+        return _mapping(rows[0]) if rows else None
 
-    async def _rows(self, statement: str, parameters: dict[str, Any]) -> list[SessionMapping]:
+    async def _fetched(self, statement: str, parameters: dict[str, Any]) -> list[Any]:
         if self._closing is not None:
             raise StoreUnavailable
         try:
             try:
-                rows = await self._connection.execute_fetchall(statement, parameters)
+                rows = list(await self._connection.execute_fetchall(statement, parameters))
             except sqlite3.Error as error:
                 raise translated(error) from error
         except StoreUnavailable as error:
@@ -202,7 +184,7 @@ class SqliteSessionMap:
             raise
         if statement in WRITING:
             self._note_trouble(None)
-        return [_mapping(row) for row in rows]
+        return rows
 
     def _note_trouble(self, trouble: str | None) -> None:
         """Log what is wrong once, however many calls meet it, and once that it has passed."""

@@ -175,10 +175,12 @@ def _connect(file: Path) -> OwnedConnection:
         undo.callback(connection.close)
         connection.execute("PRAGMA synchronous = FULL")
         (tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
-        schema = "" if tables else SCHEMA.read_text(encoding="utf-8")
-        # All of the schema or none, its number included. Without one, it shows at least that the file can be written.
+        schema = SCHEMA.read_text(encoding="utf-8")
+        if tables:
+            _refuse_other_schema(file, connection)
+            schema = schema[schema.index("CREATE INDEX") :]  # those that the file is too old for are made, once
+        # All of the schema or none, its number included. Where none is missing, it shows that the file can be written.
         connection.executescript(f"BEGIN IMMEDIATE; {schema} COMMIT;")
-        _refuse_other_schema(file, connection)
         connection.execute("PRAGMA journal_mode = WAL")  # only now: until here the file itself says whose it is
         undo.pop_all()
     return connection
