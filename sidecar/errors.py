@@ -3,7 +3,7 @@
 The docstring of a class is its problem's `title`; the `detail` is given where it is raised.
 """
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 
 class SidecarError(Exception):
@@ -18,6 +18,12 @@ class SidecarError(Exception):
         self.detail = detail
         self.retry_after = retry_after
         self.extra = extra
+
+    def again(self) -> Self:
+        """The same error, to be kept or raised again: what was raised holds all that its traceback leads to."""
+        error = self.__class__.__new__(self.__class__, *self.args)
+        error.__dict__.update(self.__dict__)
+        return error
 
     def problem(self) -> dict[str, Any]:
         """The RFC 9457 problem details of this error, without the `request_id` that only HTTP knows."""

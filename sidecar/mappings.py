@@ -36,14 +36,17 @@ class Mappings:
             await self._transcripts.check()  # else the mapping would go, and the transcript be back with its volume
         async with self._turns.hold(key, stop=_DELETED if force else None):
             mapping = await self._sessions.get(key)
-            if mapping is None or version not in (None, mapping.version):
+            if mapping is None:
+                self._turns.replay.forget(key)
+                return False
+            if version not in (None, mapping.version):
                 return False
             # The transcript goes first: after a crash between the two the mapping is still there, and whoever asks
             # again finds the rest by it. The other way round, nothing would say any more whose the transcript was.
             if transcript:
                 await self._transcripts.delete(mapping.sdk_session_id)
             removed = await self._sessions.remove(key, expected=mapping.sdk_session_id, version=mapping.version)
-            self._turns.threads.forget(key)
+            self._turns.replay.forget(key)
             return removed is not None
 
     async def forget_all(self, resource_id: str, *, transcripts: bool = False, force: bool = False) -> int:

@@ -52,7 +52,13 @@ class Settings(BaseModel):
     shutdown_seconds: float = Field(15, gt=0, description="what open streams may take at shutdown")
     replay_seconds: float = Field(60, ge=0, description="how long an ended turn can be rejoined")
     replay_events: int = Field(20_000, ge=16, description="events held of one turn")
-    replay_bytes: int = Field(32 * 2**20, ge=1024, description="bytes of events held of one turn")
+    replay_bytes: int = Field(32 * 2**20, ge=1024, description="memory for the events of one turn, in bytes")
+    replay_bytes_total: int | None = Field(
+        None,
+        ge=1024,
+        description="memory for the events of all turns held, in bytes; by default an eighth of the memory. The least "
+        "recently used ended turns go first, then the oldest events of the turn in use that holds most",
+    )
     send_seconds: float = Field(30, gt=0, description="a reader that takes nothing for so long is dropped")
     retention_days: float | None = Field(
         None, gt=0, le=36_500, description="mappings that nobody used for so many days are removed; by default none is"

@@ -1,4 +1,4 @@
-"""Which turn is on which thread, who waits for it, and which one has just ended."""
+"""Which turn is on which thread, and who waits for it."""
 
 import asyncio
 import contextlib
@@ -17,22 +17,15 @@ class Hold:
 class Threads:
     """The threads in use. All that is asked here is decided without awaiting."""
 
-    def __init__(self, *, queue_turns: int, replay_seconds: float) -> None:
-        """`queue_turns` may wait for one thread; a turn that ended can be rejoined for `replay_seconds`."""
+    def __init__(self, *, queue_turns: int) -> None:
+        """`queue_turns` may wait for one thread."""
         self._queue_turns = queue_turns
-        self._replay_seconds = replay_seconds
         self._claims: Claims[Turn | Hold] = Claims()
-        self._ended: dict[ThreadKey, Turn] = {}
 
     def running(self, key: ThreadKey) -> Turn | None:
         """The turn that has the thread and has not ended."""
         holder = self._claims.holder(key)
         return holder if isinstance(holder, Turn) and not holder.ended.is_set() else None
-
-    def latest(self, key: ThreadKey) -> Turn | None:
-        """The running turn, or the one that ended a short while ago; one that the agent began by itself comes first."""
-        running = self.running(key)
-        return (running and running.before) or running or self._ended.get(key)
 
     def turns(self, key: ThreadKey) -> list[Turn]:
         """The turns that run on a thread or wait for it."""
@@ -112,18 +105,3 @@ class Threads:
         for key in self.busy():
             for turn in self.turns(key):
                 turn.stop(reason)
-
-    def remember(self, turn: Turn) -> None:
-        """Keep an ended turn for those who rejoin it, for a while."""
-        key = turn.request.key
-        self._ended[key] = turn
-
-        def forget() -> None:
-            if self._ended.get(key) is turn:
-                del self._ended[key]
-
-        asyncio.get_running_loop().call_later(self._replay_seconds, forget)
-
-    def forget(self, key: ThreadKey) -> None:
-        """Let nobody rejoin the turn that ended on this thread."""
-        self._ended.pop(key, None)

@@ -5,7 +5,7 @@ import contextlib
 import time
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from session_store import ThreadKey
@@ -56,8 +56,8 @@ class Turn:
         self.origin = origin
         self.status: Status = "queued"
         self.session: dict[str, Any] | None = None  # the newest `session` event
-        self.result: Message | None = None
-        self.text = ""  # of the newest answer
+        self.result: Message | None = None  # until the end; then it is in the log
+        self.text = ""  # of the newest answer; in the end, only where the result has none
         self.error: SidecarError | None = None
         self.began = asyncio.Event()  # the first `session` event is out, or there will be none
         self.ended = asyncio.Event()  # `end` is out, or there will be none
@@ -85,14 +85,19 @@ class Turn:
         `reason` is told in the `end` event.
         """
         if not self.stopping.is_set():
-            self.stop_reason = reason
+            self.stop_reason = reason and reason.again()
             self.stopping.set()
 
     async def wait_until_begun(self) -> None:
         """Wait for the `session` event. Raises the SidecarError of a turn that ended before it."""
         await self.began.wait()
         if self.session is None and self.error is not None:
-            raise self.error
+            raise self.error.again()
+
+    @property
+    def is_read(self) -> bool:
+        """Whether anybody reads it now."""
+        return self._readers > 0
 
     @contextlib.contextmanager
     def reader(self) -> Iterator[None]:
@@ -198,8 +203,18 @@ class Turn:
         self.log.close()
         self.reached("end")
         self.planned.set()
+        self._let_go()
         self.began.set()
         self.ended.set()
+
+    def _let_go(self) -> None:
+        """Keep what readers are told, and nothing else that is large: neither the message, nor anything twice."""
+        self.request = replace(self.request, content="")
+        if self.result is not None and self.result.get("result"):
+            self.text = ""  # the result, which is the log's, has it
+        self.result = self._last_retry = self.stop_reason = None
+        self._early.clear()
+        self.error = self.error and self.error.again()
 
 
 UNBEGUN = "It was stopped before the agent was given the message; nothing of it is in the history. Send it again."

@@ -17,10 +17,9 @@ from sidecar.errors import (
     SidecarError,
     TooManyTurns,
 )
-from sidecar.events import EventLog
-from sidecar.idempotency import Idempotency
 from sidecar.planning import Plan, Planner
 from sidecar.processes import Processes
+from sidecar.replay import Replay
 from sidecar.results import Message, says_session
 from sidecar.settings import Settings
 from sidecar.threads import Threads
@@ -54,12 +53,12 @@ class Turns:
         self._transcripts = transcripts
         self._processes = Processes(agents, pool)
         self._settings = settings
-        self.threads = Threads(queue_turns=settings.queue_turns, replay_seconds=settings.replay_seconds)
+        self.threads = Threads(queue_turns=settings.queue_turns)
+        self.replay = Replay(settings)
         self._planner = Planner(sessions, transcripts, self.threads, self._processes.settled)
         self._warming = Warming(sessions, agents, transcripts, pool, self.threads)
         pool.on_turn = self._begin_background
         self._tasks: set[asyncio.Task[None]] = set()
-        self._idempotency = Idempotency()
         self._closing = False
 
     @property
@@ -70,17 +69,18 @@ class Turns:
     def begin(self, request: TurnRequest) -> Turn:
         """Begin a turn, or join the one that an earlier attempt began; without waiting for anything.
 
-        Raises ThreadBusy, QueueFull, ThreadExists, TooManyTurns, UnknownAgent, IdempotencyMismatch, ShuttingDown.
+        Raises ThreadBusy, QueueFull, ThreadExists, TooManyTurns, UnknownAgent, IdempotencyMismatch, ReplayGone,
+        ShuttingDown.
         """
-        if request.idempotency_key is not None and (earlier := self._idempotency.find(request)):
+        if earlier := self.replay.find(request):
             return earlier
         if self._closing:
             raise ShuttingDown("No new turns are taken. Try again when it is back.", retry_after=5)
         self._agents.check(request.agent)
         self._admit()
-        turn = Turn(request, self._log())
+        turn = Turn(request, self.replay.log())
         self._own(self._run(turn, self.threads.enter(turn)))
-        self._idempotency.keep(turn)
+        self.replay.keep(turn)
         return turn
 
     async def fork(self, parent_key: ThreadKey, key: ThreadKey, at: str | None) -> SessionMapping:
@@ -148,6 +148,7 @@ class Turns:
         while self._tasks:
             await asyncio.wait(self._tasks)
         await self._processes.close()
+        self.replay.close()
 
     # The story
 
@@ -176,6 +177,7 @@ class Turns:
         if state is None:  # a message came first, and its turn has told this one
             self.threads.leave(turn)
             return
+        self.replay.keep(turn)
         tending = [
             asyncio.create_task(keep_time(turn, self._settings), name="the turn's clock"),
             asyncio.create_task(stop_when_asked(turn, process, self._settings), name="the turn's end"),
@@ -193,7 +195,7 @@ class Turns:
 
     def _begin_background(self, key: ThreadKey, agent: str, process: AgentProcess) -> None:
         """Make a turn of the thread of what its process has begun to say by itself."""
-        turn = Turn(TurnRequest(key, "", agent=agent), self._log(), "background")
+        turn = Turn(TurnRequest(key, "", agent=agent), self.replay.log(), "background")
         self._own(self._run_background(turn, self.threads.enter(turn), process))
 
     async def _prepare(self, turn: Turn) -> tuple[Plan, AgentProcess]:
@@ -217,7 +219,9 @@ class Turns:
     def _take_aside(self, turn: Turn, message: Message) -> None:
         """Publish what the agent says by itself before it comes to the prompt, as a turn of its own."""
         if turn.before is None:
-            turn.before = Turn(TurnRequest(turn.request.key, "", agent=turn.request.agent), self._log(), "background")
+            request = TurnRequest(turn.request.key, "", agent=turn.request.agent)
+            turn.before = Turn(request, self.replay.log(), "background")
+            self.replay.keep(turn.before)
             turn.before.announce(message["session_id"], "resumed", None, self.model)
             if turn.stopping.is_set():
                 turn.before.stop(turn.stop_reason)
@@ -259,9 +263,6 @@ class Turns:
         turn.error = told(error)
         if turn.error is not error:
             logger.error("turn %s failed", turn.id, exc_info=error)
-
-    def _log(self) -> EventLog:
-        return EventLog(max_events=self._settings.replay_events, max_bytes=self._settings.replay_bytes)
 
     async def _follow(self, turn: Turn, plan: Plan, session_id: str) -> None:
         """Take the session ID that the SDK reports: the expected one first, then wherever it moves to."""
@@ -308,8 +309,7 @@ class Turns:
     def _publish_end(self, turn: Turn) -> None:
         """Publish how the turn ended, and keep it a while for those who rejoin it."""
         turn.end()
-        self._idempotency.ended(turn)
-        self.threads.remember(turn)
+        self.replay.ended(turn)
 
     async def _forget_unbegun(self, turn: Turn) -> None:
         """Take back a mapping that this turn made, if the SDK never got as far as a transcript and nobody was told."""

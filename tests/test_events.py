@@ -20,6 +20,11 @@ async def read(log: EventLog, after: int = 0) -> list[bytes]:
         return [frame async for chunk in log.chunks(after) for frame in frames(chunk)]
 
 
+async def closed(log: EventLog, after: int = 0) -> list[bytes]:
+    log.close()
+    return await read(log, after)
+
+
 def frames(chunk: bytes) -> list[bytes]:
     assert chunk.endswith(b"\n\n")
     return [frame + b"\n\n" for frame in chunk.split(b"\n\n")[:-1]]
@@ -65,7 +70,7 @@ async def test_every_one_of_several_readers_is_woken_for_each_event() -> None:
 
 
 async def test_events_that_are_there_at_once_come_at_once_but_no_more_than_a_slow_reader_can_take() -> None:
-    log = a_log(max_events=10_000, max_bytes=10 * CHUNK_BYTES)
+    log = a_log(max_events=10_000, max_bytes=20 * CHUNK_BYTES)
     for number in range(5_000):
         log.append("assistant", {"n": number})
     log.close()
@@ -102,15 +107,30 @@ async def test_an_id_that_this_turn_has_not_reached_is_told_too() -> None:
         log.check(after=57)
 
 
-async def test_bytes_are_bounded_and_the_newest_event_is_always_held() -> None:
-    log = a_log(max_bytes=200)
+async def test_bytes_are_bounded_and_the_two_newest_events_are_always_held() -> None:
+    log = a_log(max_bytes=1000)
     for _ in range(10):
         log.append("assistant", {"text": "x" * 60})
-    log.append("assistant", {"text": "x" * 1000})
-    log.close()
-    assert ids(await read(log, after=10)) == [11]
+    assert 800 < log.size <= 1000
+    assert ids(await closed(log, after=6)) == [7, 8, 9, 10]
+    log.append("result", {"text": "x" * 1000})
+    log.append("end", {})
+    assert ids(await closed(log, after=10)) == [11, 12]
     with pytest.raises(ReplayGone):
         log.check(after=9)
+
+
+async def test_the_newest_event_of_a_name_is_found_in_what_is_held() -> None:
+    log = a_log(max_events=3)
+    for number in range(3):
+        log.append("assistant", {"n": number})
+        log.append("result", {"n": number})
+    assert log.newest("assistant") == {"n": 2}
+    assert log.newest("result") == {"n": 2}
+    assert log.newest("end") is None
+    for _ in range(3):
+        log.append("user", {})
+    assert log.newest("result") is None
 
 
 async def test_a_reader_that_falls_behind_the_buffer_is_ended_before_the_hole() -> None:

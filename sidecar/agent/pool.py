@@ -13,7 +13,6 @@ import logging
 import os
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from claude_agent_sdk import ClaudeAgentOptions
@@ -22,6 +21,7 @@ from session_store import ThreadKey
 from sidecar.agent.process import AgentProcess
 from sidecar.agent.starts import Starts
 from sidecar.errors import AgentStartFailed, SidecarError
+from sidecar.memory import memory_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -297,7 +297,4 @@ class ProcessPool:
 
 def warm_by_memory() -> int:
     """How many sessions to keep connected: in a quarter of the memory there is, and at most `MOST_WARM`."""
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    with contextlib.suppress(OSError, ValueError):  # no limit, or none that can be read
-        memory = min(memory, int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="utf-8")))
-    return min(MOST_WARM, memory // 4 // BYTES_EACH)
+    return min(MOST_WARM, memory_bytes() // 4 // BYTES_EACH)

@@ -30,8 +30,12 @@ async def chat(request: Request) -> Response:
 async def rejoin(request: Request) -> Response:
     """`GET /v1/chat`: the stream of the running or just ended turn, from after `Last-Event-ID`."""
     asked = query(request, RejoinQuery)
-    turn = _turns(request).threads.latest(asked.key)
-    if turn is None or asked.turn_id not in (None, turn.id):
+    turns = _turns(request)
+    running = turns.threads.running(asked.key)
+    # What the agent says by itself before it comes to the message is said first.
+    there = (running and running.before, running, running or turns.replay.latest(asked.key))
+    turn = next((turn for turn in there if turn is not None and asked.turn_id in (None, turn.id)), None)
+    if turn is None:
         return Response(status_code=204)
     return TurnResponse(request, turn, after=_last_event_id(request))
 
@@ -111,11 +115,11 @@ class TurnResponse(Response):
 def _answer(turn: Turn) -> Response:
     """The whole turn as one JSON object. Raises the SidecarError of a turn that failed: no 200 with bad news in it."""
     if turn.status == "failed" and turn.error is not None:
-        raise turn.error
-    result = turn.result or {}
-    text = result.get("result") or turn.text
+        raise turn.error.again()
+    result = turn.log.newest("result")
+    text = (result or {}).get("result") or turn.text
     session = {name: value for name, value in (turn.session or {}).items() if name != "type"}
-    return JSONResponse({"session": session, "status": turn.status, "text": text, "result": turn.result})
+    return JSONResponse({"session": session, "status": turn.status, "text": text, "result": result})
 
 
 async def _unless_gone(receive: Receive, ready: asyncio.Event) -> bool:
