@@ -22,6 +22,7 @@ from sidecar.api.routes import ROUTES
 from sidecar.errors import SidecarError
 from sidecar.mappings import Mappings
 from sidecar.offline import OfflineModel
+from sidecar.reading import Readers
 from sidecar.retention import retention
 from sidecar.settings import Settings
 from sidecar.shutdown import on_shutdown_signal
@@ -39,7 +40,8 @@ def create_app(settings: Settings) -> Starlette:
     async def lifespan(_: Starlette) -> AsyncIterator[dict[str, Any]]:
         for directory in (settings.home, settings.claude_config, settings.workspace, settings.temporary):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        transcripts = Transcripts(settings.claude_config)
+        readers = Readers()
+        transcripts = Transcripts(settings.claude_config, readers)
         if not settings.database.exists():
             transcripts.prepare()
         # The SDK's session functions read this from the process, not from options.
@@ -79,6 +81,7 @@ def create_app(settings: Settings) -> Starlette:
                 model="offline" if offline else "live",
             )
             stack.push_async_callback(turns.close)
+            stack.push_async_callback(readers.close)  # first: no turn's end waits for a long fork
             stack.enter_context(on_shutdown_signal(turns.stop_all))
             mappings = Mappings(sessions=sessions, transcripts=transcripts, turns=turns, settings=settings)
             await stack.enter_async_context(retention(sessions, mappings, settings))
@@ -90,6 +93,7 @@ def create_app(settings: Settings) -> Starlette:
                 "sessions": sessions,
                 "turns": turns,
                 "mappings": mappings,
+                "readers": readers,
                 "model": turns.model,
             }
 

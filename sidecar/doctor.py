@@ -19,6 +19,7 @@ from sidecar.agent import Transcripts
 from sidecar.agent.inventory import leftovers, sweeps_after, transcripts
 from sidecar.agent.orphans import end_orphans, live_clis
 from sidecar.errors import SessionAmbiguous, TranscriptsUnavailable
+from sidecar.reading import Readers
 from sidecar.settings import Settings
 
 BATCH = 200
@@ -114,7 +115,7 @@ async def _opened(settings: Settings, report: Report, *, fix: bool) -> AsyncIter
 
 async def _look(sessions: SqliteSessionMap, settings: Settings, report: Report) -> None:
     config, found = settings.claude_config, report.findings
-    kept = Transcripts(config)
+    kept = Transcripts(config, Readers())
     live = live_clis(config)
     # Files first: a turn commits its mapping before there is a transcript.
     unmapped = transcripts(config)

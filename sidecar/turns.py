@@ -5,7 +5,7 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Coroutine
-from typing import Any
+from typing import Any, TypeVar
 
 from session_store import SessionMap, SessionMapping, ThreadKey
 from sidecar.agent import AgentProcess, Agents, Launch, ProcessPool, Prompt, Transcripts
@@ -29,6 +29,8 @@ from sidecar.warming import Warming
 from sidecar.watch import dismiss, keep_time, stop_when_asked, unless_stopped
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 AFTERWARDS_SECONDS = 10.0  # for each look at a disk after a turn: one that hangs must not keep the thread
 
@@ -58,7 +60,7 @@ class Turns:
         self._planner = Planner(sessions, transcripts, self.threads, self._processes.settled)
         self._warming = Warming(sessions, agents, transcripts, pool, self.threads)
         pool.on_turn = self._begin_background
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._closing = False
 
     @property
@@ -86,9 +88,16 @@ class Turns:
     async def fork(self, parent_key: ThreadKey, key: ThreadKey, at: str | None) -> SessionMapping:
         """Branch a thread without a turn: the SDK copies the transcript, no model is called.
 
-        Raises SessionNotFound, ThreadExists, ThreadBusy, SessionMissing, SessionAmbiguous, MessageNotFound,
-        UnsafeForkPoint, NotSaved, TranscriptsUnavailable. No copy is left then, nor where the session map fails.
+        Like a turn it is counted, and goes on without whoever asked for it. Raises SessionNotFound, ThreadExists,
+        ThreadBusy, SessionMissing, SessionAmbiguous, MessageNotFound, UnsafeForkPoint, TooManyTurns, NotSaved,
+        TranscriptsUnavailable, ShuttingDown. No copy is left then, nor where the session map fails.
         """
+        if self._closing:
+            raise ShuttingDown("Nothing was forked. Try again when it is back.", retry_after=5)
+        self._admit()
+        return await asyncio.shield(self._own(self._fork(parent_key, key, at)))
+
+    async def _fork(self, parent_key: ThreadKey, key: ThreadKey, at: str | None) -> SessionMapping:
         async with self.hold(key):
             parent, point = await self._planner.fork_point(parent_key, key, at)
             session_id = await self._transcripts.fork(parent.sdk_session_id, point)
@@ -117,10 +126,11 @@ class Turns:
         if len(self._tasks) + self._processes.working >= self._settings.max_turns:
             raise TooManyTurns(f"{self._settings.max_turns} turns are under way. Try again soon.", retry_after=2)
 
-    def _own(self, work: Coroutine[Any, Any, None]) -> None:
+    def _own(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     @contextlib.asynccontextmanager
     async def hold(self, key: ThreadKey, *, stop: SidecarError | None = None) -> AsyncIterator[None]:

@@ -1,22 +1,21 @@
 """From the lines of a transcript to its conversation. Damage costs the line that it is in, never the history."""
 
 import asyncio
-import json
+import functools
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
 from claude_agent_sdk import SessionKey, SessionStore, SessionStoreEntry, get_session_messages_from_store
 
-Entry = dict[str, Any]
+from sidecar.reading.lines import Chain, Entry, linked, parsed
 
 # What an entry's place in the chain depends on. The rest stays unparsed in its line until somebody wants to read it: a
 # long history is many objects, and the garbage collector stops everybody while it looks through them.
 _LINKS = ("type", "subtype", "uuid", "parentUuid", "logicalParentUuid", "timestamp", "isMeta", "isSidechain",
           "isCompactSummary", "agentId", "teamName", "sourceToolAssistantUUID")  # fmt: skip
-_LINKED = frozenset({"user", "assistant", "progress", "system", "attachment"})
 _BOOKKEEPING = re.compile(r"\s*(<(command-|local-command-|bash-|task-notification>)|\[Request interrupted by user)")
 _SHOWN = ("image", "document")
 _ANY_SESSION = "00000000-0000-4000-8000-000000000000"
@@ -33,12 +32,15 @@ class Message:
     timestamp: str | None
     parent_uuid: str | None  # the message that this one follows; the results of parallel tool calls share theirs
     synthetic: bool  # the CLI's own bookkeeping: nobody has said it
-    line: bytes  # of the transcript
+    reply: str | None  # the API reply that it is a part of
+    calls: tuple[str, ...]  # of tools, in it
+    results: tuple[str, ...]  # of which calls it has the results
+    line: Callable[[], bytes]  # of the transcript
 
     @property
     def message(self) -> dict[str, Any]:
         """The message as the Messages API has it; parsed anew each time."""
-        return cast("dict[str, Any]", parsed(self.line)["message"])
+        return cast("dict[str, Any]", parsed(self.line())["message"])
 
     @property
     def text(self) -> str:
@@ -67,40 +69,85 @@ def glimpse(message: Message) -> Glimpse:
     return Glimpse(message.uuid, message.type, short, message.timestamp)
 
 
-def read_entries(path: Path) -> list[Entry]:
-    """The entries of a transcript that hold the conversation and its links, in the file's order.
+def read_entries(path: Path, size: int | None = None) -> list[Entry]:
+    """The entries in the first `size` bytes of a transcript, in their order: its conversation and the links of it.
 
-    A line that is no entry (torn, corrupt) is left out; a bad byte becomes U+FFFD in its text. It is for a thread: it
-    parses a line at a time, so that others get their time in between. Raises FileNotFoundError.
+    A line that is no entry (torn, corrupt) is left out; a bad byte becomes U+FFFD in its text. Raises
+    FileNotFoundError.
     """
+    entries, start = [], 0
     with path.open("rb") as lines:
-        return list(entries_of(lines))
+        for line in lines:
+            if size is not None and start >= size:
+                break
+            if (entry := _entry(line if size is None else line[: size - start])) is not None:
+                if "message" in entry:
+                    entry["line"] = functools.partial(_line, path, start, len(line))
+                entries.append(entry)
+            start += len(line)
+    return entries
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """All of a transcript: its conversation, and the tokens of each API reply in it."""
+
+    messages: list[Message]
+    tokens: dict[str, tuple[int, ...]]
+
+
+def read_whole(path: Path, *, size: int | None = None, compacted: bool = False) -> Whole:
+    """The first `size` bytes of a transcript, or all of it. The last one is remembered: most readers want a next page.
+
+    Raises FileNotFoundError.
+    """
+    file = path.stat()
+    return _read_whole(path, size, compacted, file.st_ino, file.st_size, file.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=1)
+def _read_whole(path: Path, size: int | None, compacted: bool, *_state: int) -> Whole:
+    entries = read_entries(path, size)
+    return Whole(conversation(entries, compacted=compacted), tokens(entries))
+
+
+def tokens(entries: Iterable[Entry]) -> dict[str, tuple[int, ...]]:
+    """Tokens by API reply. A reply is split into an entry a content block, and the last one has its final count."""
+    return {str(e["message"].get("id") or e["uuid"]): e["usage"] for e in entries if "usage" in e}
 
 
 def entries_of(lines: Iterable[bytes]) -> Iterator[Entry]:
-    """The entries among `lines`, each cut down to its links, with `line` as it was."""
+    """The entries among `lines`, each cut down to its links; `line` gives it as it was."""
     for line in lines:
-        if b'"uuid"' not in line:
-            continue  # the CLI's notes to itself; not worth the parsing
-        try:
-            whole = parsed(line)
-        except (ValueError, RecursionError):
-            continue
-        if not _is_linked(whole):
-            continue
-        entry = {name: whole[name] for name in _LINKS if whole.get(name) is not None}
-        if whole["type"] in {"user", "assistant"}:
-            message = whole.get("message")
-            if not isinstance(message, dict):
-                continue
-            entry["line"] = line
-            if isinstance(origin := whole.get("forkedFrom"), dict):
-                entry["forked_from"] = origin.get("messageUuid")
-            entry["synthetic"] = _is_synthetic(whole, message)
-            entry["message"] = _stub(message)
-            if isinstance(usage := message.get("usage"), dict):
-                entry["usage"] = tuple(_count(usage.get(name)) for name in TOKENS)
-        yield entry
+        if (entry := _entry(line)) is not None:
+            if "message" in entry:
+                entry["line"] = functools.partial(bytes, line)
+            yield entry
+
+
+def _entry(line: bytes) -> Entry | None:
+    whole = linked(line)
+    if whole is None:
+        return None
+    entry = {name: whole[name] for name in _LINKS if whole.get(name) is not None}
+    if whole["type"] in {"user", "assistant"}:
+        message = whole.get("message")
+        if not isinstance(message, dict):
+            return None
+        if isinstance(origin := whole.get("forkedFrom"), dict):
+            entry["forked_from"] = origin.get("messageUuid")
+        entry["synthetic"] = _is_synthetic(whole, message)
+        entry["message"] = _stub(message)
+        if isinstance(usage := message.get("usage"), dict):
+            entry["usage"] = tuple(_count(usage.get(name)) for name in TOKENS)
+    return entry
+
+
+def _line(path: Path, start: int, size: int) -> bytes:
+    """A line of a file, read when somebody wants it: together they may be hundreds of megabytes."""
+    with path.open("rb") as file:
+        file.seek(start)
+        return file.read(size)
 
 
 def conversation(entries: list[Entry], *, compacted: bool = False) -> list[Message]:
@@ -109,7 +156,7 @@ def conversation(entries: list[Entry], *, compacted: bool = False) -> list[Messa
     A compaction begins it anew with a summary, as it does for the model; with `compacted`, what came before is there
     too.
     """
-    mend(entries, compacted=compacted)
+    entries = mend(entries, compacted=compacted)
     store = cast("SessionStore", _Entries(entries))
     shown = asyncio.run(get_session_messages_from_store(store, _ANY_SESSION))
     by_uuid = {entry["uuid"]: entry for entry in entries}
@@ -132,40 +179,22 @@ def as_message(entry: Entry, parent: str | None = None) -> Message:
         timestamp=timestamp if isinstance(timestamp, str) else None,
         parent_uuid=parent,
         synthetic=entry["synthetic"],
+        reply=entry["message"].get("id"),
+        calls=block_ids(entry, "tool_use", "id"),
+        results=block_ids(entry, "tool_result", "tool_use_id"),
         line=entry["line"],
     )
 
 
-def mend(entries: list[Entry], *, compacted: bool = False) -> None:
-    """Make one chain of the entries again: across lines that were lost and, if asked for, across compactions.
-
-    Whatever an entry followed, the nearest one that is left is the one before it in the file. Subagents have chains of
-    their own.
-    """
-    linked = [entry for entry in entries if _is_linked(entry)]
-    known = {entry["uuid"] for entry in linked}
-    before: str | None = None
-    for entry in linked:
-        parent = entry.get("parentUuid")
-        if parent is None and compacted and entry.get("subtype") == "compact_boundary":
-            parent = entry.get("logicalParentUuid") or before
-        if parent is not None and not (isinstance(parent, str) and parent in known):
-            # A summary whose boundary is lost begins the conversation all the same.
-            begins = entry.get("isSidechain") or (entry.get("isCompactSummary") and not compacted)
-            parent = None if begins else before
-        entry["parentUuid"] = parent
-        if not entry.get("isSidechain"):
-            before = entry["uuid"]
+def mend(entries: Iterable[Entry], *, compacted: bool = False) -> list[Entry]:
+    """The entries as one chain; see `Chain`."""
+    chain = Chain(compacted=compacted)
+    return [{**entry, "parentUuid": chain.parent(entry)} for entry in entries]
 
 
-def _is_linked(entry: object) -> bool:
-    """Whether this is a link of a chain, and neither a title, a note nor something else altogether."""
-    return isinstance(entry, dict) and isinstance(entry.get("uuid"), str) and entry.get("type") in _LINKED
-
-
-def parsed(line: bytes) -> Any:
-    """A line as JSON. Raises ValueError or RecursionError where it is none."""
-    return json.loads(line.decode(errors="replace"))
+def block_ids(entry: Entry, kind: str, name: str) -> tuple[str, ...]:
+    """The IDs in an entry's content blocks of a kind."""
+    return tuple(str(block.get(name)) for block in _blocks(entry.get("message", {})) if block.get("type") == kind)
 
 
 def _stub(message: dict[str, Any]) -> dict[str, Any]:

@@ -1,38 +1,35 @@
 """What a transcript tells about its session: the messages, the title, the counts. Nothing of it is stored again.
 
-Whole files are read in a few threads of their own: a long history then neither stops the event loop nor takes the
-threads that turns need. Session IDs are canonical UUIDs from our own table, never anything a caller sent.
+Everything is read by `Readers`, so that a long history holds up neither turns nor the readers of short ones. Session
+IDs are canonical UUIDs from our own table, never anything a caller sent.
 """
 
-import asyncio
 import os
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
 from claude_agent_sdk import rename_session, tag_session
 
 from sidecar.agent import files
 from sidecar.agent.chain import (
     TOKENS,
-    Entry,
     Glimpse,
     Message,
     as_message,
-    conversation,
     entries_of,
     glimpse,
     read_entries,
+    read_whole,
+    tokens,
 )
+from sidecar.agent.ending import read_ending
 from sidecar.agent.transcripts import Transcripts
-from sidecar.errors import SessionAmbiguous, SessionMissing
+from sidecar.errors import MessageNotFound, SessionAmbiguous, SessionMissing
+from sidecar.reading import Readers
 
-T = TypeVar("T")
-
-# Two, so that one very long history does not hold up all the short ones; more would only fight for the interpreter.
-_READERS = ThreadPoolExecutor(max_workers=2, thread_name_prefix="history")
+MOST_PAGE_CHARS = 8 * 2**20
 _TAIL_BYTES = 64 * 2**10
 _MOST_TAIL_BYTES = 2**20
 
@@ -58,33 +55,63 @@ class Metadata:
     size_bytes: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Which messages of a conversation: the first `limit`, or those after a message; `backwards` from its end."""
+
+    limit: int
+    after: str | None = None
+    backwards: bool = False
+    compacted: bool = False  # what came before a compaction too
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Some messages, written, always oldest first. `next` is where to go on, or None where there are no more."""
+
+    written: list[str]
+    next: str | None
+
+
 class History:
     """The transcripts below one CLI config directory, for reading. It keeps nothing: make one wherever it is needed."""
 
-    def __init__(self, claude_config: Path) -> None:
+    def __init__(self, claude_config: Path, readers: Readers) -> None:
         """`claude_config` must be this process's `CLAUDE_CONFIG_DIR` too: the SDK's functions read that."""
         self._projects = claude_config / "projects"
-        self._transcripts = Transcripts(claude_config)
+        self._transcripts = Transcripts(claude_config, readers)
+        self._readers = readers
 
-    async def messages(self, session_id: str, *, compacted: bool = False) -> list[Message]:
-        """The conversation, oldest first; with `compacted`, what came before a compaction too.
+    async def messages(self, session_id: str, asked: Asked, write: Callable[[Message], str]) -> Page:
+        """A page of the conversation; it ends early where its messages are very large.
 
-        The messages of a running turn are there as far as the CLI has written them. Raises SessionMissing,
-        SessionAmbiguous.
+        `write` is a function of a module. The messages of a running turn are there as far as the CLI has written them.
+        Raises SessionMissing, SessionAmbiguous, and MessageNotFound where there is no message `after`.
         """
-        return await self._read(lambda: conversation(self._entries(session_id), compacted=compacted))
+        await self._transcripts.check()  # a volume that is not mounted is no missing transcript
+        page, path = await self._readers.short(self._last_page, session_id, asked, write)
+        if page is not None:
+            return page
+        return await self._readers.whole(_page, [path], asked, write)
 
     async def metadata(self, session_id: str) -> Metadata:
         """All there is to know, from the whole file."""
-        return await self._read(lambda: self._metadata(session_id))
+        await self._transcripts.check()
+        outline, paths = await self._readers.short(self._outline_and_files, session_id)
+        return await self._readers.whole(_count, paths, outline) if paths else outline
 
     async def outlines(self, session_ids: Iterable[str]) -> list[Metadata]:
         """What heads and tails of the files tell, in the order of the IDs: for lists."""
-        return await self._read(lambda: self._outlines(list(session_ids)))
+        await self._transcripts.check()
+        session_ids = list(session_ids)
+        await self._readers.short(files.look_for, self._projects, session_ids)
+        return [await self._readers.short(self._outline, session_id) for session_id in session_ids]
 
     async def find(self, session_id: str, message_id: str) -> Glimpse | None:
         """A message of a session, on whatever branch; in a fork also by the ID that its parent knows it by."""
-        return await self._read(lambda: self._search(session_id, message_id))
+        await self._transcripts.check()
+        path = await self._readers.short(self._searched, session_id)
+        return await self._readers.whole(_search, [path], message_id) if path else None
 
     async def describe(self, session_id: str, changes: dict[str, str | None]) -> None:
         """Set the `title` or the `tag`, or both, or nothing; a tag of None takes it away.
@@ -92,11 +119,8 @@ class History:
         Only while no process has the session: it would write its own over them when it ends. ValueError tells of a
         tag of nothing but invisible characters. Raises SessionMissing, SessionAmbiguous, NotSaved.
         """
-        await self._read(lambda: self._describe(session_id, changes))
-
-    async def _read(self, work: Callable[[], T]) -> T:
-        await self._transcripts.check()  # a volume that is not mounted is no missing transcript
-        return await in_reader(work)
+        await self._transcripts.check()
+        await self._readers.short(self._describe, session_id, changes)
 
     def _describe(self, session_id: str, changes: dict[str, str | None]) -> None:
         path = self._find(session_id)
@@ -109,33 +133,24 @@ class History:
             if (title := changes.get("title")) is not None:
                 rename_session(session_id, title)
 
-    def _metadata(self, session_id: str) -> Metadata:
-        try:
-            path = self._find(session_id)
-        except SessionAmbiguous:
-            return Metadata("ambiguous")
-        info = files.session_info(path) if path is not None else None
-        if info is None or path is None:
-            return Metadata()
-        entries = read_entries(path)
-        spent = _usage(entries)
-        for file in sorted(path.with_suffix("").glob("subagents/**/*.jsonl")):
-            spent |= _usage(read_entries(file))
-        messages = conversation(entries)
-        return Metadata(
-            transcript="present",
-            title=info.custom_title,
-            first_prompt=info.first_prompt,
-            tag=info.tag,
-            message_count=len(messages),
-            last_message=_last(messages),
-            usage={name: sum(tokens[i] for tokens in spent.values()) for i, name in enumerate(TOKENS)},
-            size_bytes=info.file_size,
-        )
+    def _last_page(self, session_id: str, asked: Asked, write: Callable[[Message], str]) -> tuple[Page | None, Path]:
+        """The last page, where the end of the file tells it; and the file."""
+        path = self._find(session_id)
+        if path is None:
+            raise SessionMissing(_GONE)
+        if asked.backwards and asked.after is None and not asked.compacted:
+            ending = read_ending(path, asked.limit)
+            if ending.complete or len(ending.messages) >= asked.limit:
+                return _written(ending.messages, asked, write, more=not ending.complete), path
+        return None, path
 
-    def _outlines(self, session_ids: list[str]) -> list[Metadata]:
-        files.look_for(self._projects, session_ids)
-        return [self._outline(session_id) for session_id in session_ids]
+    def _outline_and_files(self, session_id: str) -> tuple[Metadata, list[Path]]:
+        """What can be told at once, and what has to be read for the rest."""
+        outline = self._outline(session_id)
+        path = self._find(session_id) if outline.transcript == "present" else None
+        if path is None:
+            return outline, []
+        return outline, [path, *sorted(path.with_suffix("").glob("subagents/**/*.jsonl"))]
 
     def _outline(self, session_id: str) -> Metadata:
         try:
@@ -154,40 +169,65 @@ class History:
             size_bytes=info.file_size,
         )
 
-    def _search(self, session_id: str, message_id: str) -> Glimpse | None:
+    def _searched(self, session_id: str) -> Path | None:
         try:
-            path = files.recall(self._projects, session_id)
+            return files.recall(self._projects, session_id)
         except SessionAmbiguous:
             return None
-        if path is None:
-            return None
-        with path.open("rb") as lines:
-            for line in lines:
-                if message_id.encode() not in line:
-                    continue
-                for entry in entries_of([line]):
-                    if message_id in (entry["uuid"], entry.get("forked_from")) and "line" in entry:
-                        return glimpse(as_message(entry))
-        return None
-
-    def _entries(self, session_id: str) -> list[Entry]:
-        path = self._find(session_id)
-        if path is None:
-            raise SessionMissing(_GONE)
-        return read_entries(path)
 
     def _find(self, session_id: str) -> Path | None:
         return files.find(self._projects, session_id)
 
 
-async def in_reader(work: Callable[[], T]) -> T:
-    """Do what takes long in one of the threads for it."""
-    return await asyncio.get_running_loop().run_in_executor(_READERS, work)
+# What is done with whole files, in a process of its own where they are long
 
 
-def _usage(entries: Iterable[Entry]) -> dict[str, tuple[int, ...]]:
-    """Tokens by API reply. A reply is split into an entry a content block, and the last one has its final count."""
-    return {str(e["message"].get("id") or e["uuid"]): e["usage"] for e in entries if "usage" in e}
+def _page(files: Sequence[Path], asked: Asked, write: Callable[[Message], str]) -> Page:
+    return _written(read_whole(files[0], compacted=asked.compacted).messages, asked, write)
+
+
+def _written(messages: list[Message], asked: Asked, write: Callable[[Message], str], *, more: bool = False) -> Page:
+    """The page of `messages`, of which there are `more` where one goes."""
+    rest = messages[::-1] if asked.backwards else messages
+    if asked.after is not None:
+        at = next((i for i, message in enumerate(rest) if message.uuid == asked.after), None)
+        if at is None:
+            raise MessageNotFound("`after` must be the uuid of a message of this list; take it from `next`.")
+        rest = rest[at + 1 :]
+    written: list[str] = []
+    size = 0
+    for message in rest[: asked.limit]:
+        written.append(write(message))
+        size += len(written[-1])
+        if size > MOST_PAGE_CHARS:
+            break
+    after = rest[len(written) - 1].uuid if more or len(rest) > len(written) else None
+    return Page(written[::-1] if asked.backwards else written, after)
+
+
+def _count(files: Sequence[Path], outline: Metadata) -> Metadata:
+    path, *subagents = files
+    whole = read_whole(path)
+    spent = dict(whole.tokens)
+    for file in subagents:
+        spent |= tokens(read_entries(file))
+    return replace(
+        outline,
+        message_count=len(whole.messages),
+        last_message=_last(whole.messages),
+        usage={name: sum(counts[i] for counts in spent.values()) for i, name in enumerate(TOKENS)},
+    )
+
+
+def _search(files: Sequence[Path], message_id: str) -> Glimpse | None:
+    with files[0].open("rb") as lines:
+        for line in lines:
+            if message_id.encode() not in line:
+                continue
+            for entry in entries_of([line]):
+                if message_id in (entry["uuid"], entry.get("forked_from")) and "line" in entry:
+                    return glimpse(as_message(entry))
+    return None
 
 
 def _last(messages: list[Message]) -> Glimpse | None:

@@ -6,27 +6,21 @@ goes to a thread. Session IDs are canonical UUIDs from our own table, never anyt
 
 import asyncio
 import functools
-import json
 import os
 import shutil
 import tempfile
 import time
+import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
-
-from claude_agent_sdk import (
-    SessionKey,
-    SessionMessage,
-    SessionStore,
-    SessionStoreEntry,
-    fork_session_via_store,
-    get_session_messages_from_store,
-)
 
 from sidecar.agent import files
-from sidecar.agent.chain import mend, parsed
+from sidecar.agent.chain import Message, read_whole
+from sidecar.agent.ending import read_ending
 from sidecar.errors import MessageNotFound, NotSaved, SessionMissing, TranscriptsUnavailable, UnsafeForkPoint
+from sidecar.reading import Readers
+from sidecar.reading.copying import copy
 
 # The pauses between looks for a turn's last message: the CLI has written it by the time of the result, if it can.
 SAVED_SOON = (0.05, 0.2, 0.5)
@@ -44,9 +38,10 @@ class TranscriptInfo:
 class Transcripts:
     """The transcripts below one CLI config directory."""
 
-    def __init__(self, claude_config: Path) -> None:
+    def __init__(self, claude_config: Path, readers: Readers) -> None:
         """`claude_config` must be this process's `CLAUDE_CONFIG_DIR` too: the SDK's functions read that."""
         self._projects = claude_config / "projects"
+        self._readers = readers
         self._marker = claude_config / "session-sidecar.txt"
         self._unsaved = False  # the last turn that ended was not
 
@@ -103,14 +98,25 @@ class Transcripts:
         Raises SessionMissing, SessionAmbiguous, MessageNotFound, and UnsafeForkPoint where a tool call would be cut
         from its result.
         """
-        return await asyncio.to_thread(self._fork_point, session_id, at, size)
+        point, path = await self._readers.short(self._fork_point, session_id, at, size)
+        if point is not None:
+            return point
+        return await self._readers.whole(_cut_whole, [path], at, size)
 
     async def fork(self, session_id: str, up_to: str) -> str:
         """Copy a transcript up to the message `up_to`, without the model; the new session's ID.
 
         Raises SessionMissing, SessionAmbiguous, NotSaved, TranscriptsUnavailable; no copy is left then.
         """
-        return await asyncio.to_thread(self._fork, session_id, up_to)
+        path, title = await self._readers.short(self._to_fork, session_id)
+        new_id = str(uuid.uuid4())
+        try:
+            with files.saving():
+                await self._readers.whole(copy, [path], session_id, new_id, up_to, title)
+        except BaseException:
+            path.with_name(f"{new_id}.jsonl").unlink(missing_ok=True)  # of a process that was ended over it
+            raise
+        return new_id
 
     async def delete(self, session_id: str) -> bool:
         """Remove a transcript, those of its subagents and what was set aside of it; whether there was anything.
@@ -175,62 +181,26 @@ class Transcripts:
                     path.unlink(missing_ok=True)
         return bool(found)
 
-    def _fork(self, session_id: str, up_to: str) -> str:
+    def _fork_point(self, session_id: str, at: str | None, size: int | None) -> tuple[str | None, Path]:
+        """The message to cut after, where the end of the file tells it; and the file."""
         path = self._find(session_id)
         if path is None:
             raise SessionMissing(_GONE)
-        # Not the SDK's fork_session(): that takes U+2028 in a message for the end of a line and drops what it breaks.
-        store = cast("SessionStore", _Entries(self._read(session_id, None), path.parent))
-        return asyncio.run(fork_session_via_store(store, session_id, up_to_message_id=up_to)).session_id
+        ending = read_ending(path, 1, size=size)
+        if ending.complete or any(at in (None, message.uuid) for message in ending.messages):
+            return _cut(ending.messages, at), path
+        return None, path
 
-    def _fork_point(self, session_id: str, at: str | None, size: int | None) -> str:
-        messages = self._messages(session_id, size)
-        if at is None:
-            if not messages:
-                raise UnsafeForkPoint("This session has no completed turn yet. Fork it when its first one has ended.")
-            return messages[-1].uuid
-        index = next((i for i, message in enumerate(messages) if message.uuid == at), None)
-        if index is None:
-            raise MessageNotFound(
-                "`at_message_id` must be the uuid of a message of a completed answer in this session."
-            )
-        if messages[index].type == "assistant":
-            reply = _api_reply(messages[index])
-            index = max(i for i, m in enumerate(messages) if m.type == "assistant" and _api_reply(m) == reply)
-        elif not any(block.get("type") == "tool_result" for block in _blocks(messages[index])):
-            raise UnsafeForkPoint("This message is a prompt. Name a message of the answer before it, or after it.")
-        calls = {b["id"] for m in messages[: index + 1] for b in _blocks(m) if b.get("type") == "tool_use"}
-        results = {
-            b["tool_use_id"] for m in messages[: index + 1] for b in _blocks(m) if b.get("type") == "tool_result"
-        }
-        if calls - results:
-            raise UnsafeForkPoint(
-                "Cut there, a tool call would be without its result. Name a message after the result."
-            )
-        return messages[index].uuid
-
-    def _messages(self, session_id: str, size: int | None) -> list[SessionMessage]:
-        """The conversation in the first `size` bytes, oldest first, in the SDK's own order."""
-        if size == 0:
-            return []  # its first turn is running
-        store = cast("SessionStore", _Entries(self._read(session_id, size)))
-        return asyncio.run(get_session_messages_from_store(store, session_id))
+    def _to_fork(self, session_id: str) -> tuple[Path, str]:
+        """The file to copy, and what the SDK calls its copies after."""
+        path = self._find(session_id)
+        info = files.session_info(path) if path is not None else None
+        if path is None or info is None:
+            raise SessionMissing(_GONE)
+        return path, info.custom_title or info.first_prompt or "Forked session"
 
     def _find(self, session_id: str) -> Path | None:
         return files.find(self._projects, session_id)
-
-    def _read(self, session_id: str, size: int | None) -> list[SessionStoreEntry]:
-        path = self._find(session_id)
-        if path is None:
-            raise SessionMissing(_GONE)
-        entries = []
-        for line in path.read_bytes()[:size].split(b"\n"):
-            try:
-                entries.append(parsed(line))
-            except (ValueError, RecursionError):
-                continue  # a torn or corrupt line costs that line
-        mend(entries)
-        return entries
 
 
 def _ends_with(path: Path, message_id: str) -> bool:
@@ -252,22 +222,38 @@ def _look(path: Path, *_state: int) -> TranscriptInfo | None:
     return TranscriptInfo(size=info.file_size or 0) if info is not None else None
 
 
-class _Entries:
-    """Entries already read, in the shape of a SessionStore: what the SDK's public readers and copier work on."""
+def _cut_whole(paths: Sequence[Path], at: str | None, size: int | None) -> str:
+    return _cut(read_whole(paths[0], size=size).messages, at)
 
-    def __init__(self, entries: list[SessionStoreEntry], directory: Path | None = None) -> None:
-        self._entries = entries
-        self._directory = directory
 
-    async def load(self, key: SessionKey) -> list[SessionStoreEntry]:
-        return self._entries
+def _cut(messages: list[Message], at: str | None) -> str:
+    """The last message of a branch at `at`, or at the end."""
+    if not messages:
+        raise UnsafeForkPoint("This session has no completed turn yet. Fork it when its first one has ended.")
+    index = len(messages) - 1
+    if at is not None:
+        found = next((i for i, message in enumerate(messages) if message.uuid == at), None)
+        if found is None:
+            raise MessageNotFound(
+                "`at_message_id` must be the uuid of a message of a completed answer in this session."
+            )
+        index, reply = found, messages[found].reply
+        if _is_prompt(messages[index]):
+            raise UnsafeForkPoint("This message is a prompt. Name a message of the answer before it, or after it.")
+        if reply is not None and messages[index].type == "assistant":
+            index = max(i for i, m in enumerate(messages) if m.type == "assistant" and m.reply == reply)
+    # Since the last prompt: calls before it that a crash cut off were answered by the CLI itself when it went on.
+    begin = next((i for i in range(index, -1, -1) if _is_prompt(messages[i])), 0)
+    turn = messages[begin : index + 1]
+    if {call for m in turn for call in m.calls} - {result for m in turn for result in m.results}:
+        end = "the result" if at is not None else "it, or send a message first: the agent then goes on from there"
+        where = "after" if at is not None else "before"
+        raise UnsafeForkPoint(f"Cut there, a tool call would be without its result. Name a message {where} {end}.")
+    return messages[index].uuid
 
-    async def append(self, key: SessionKey, entries: list[SessionStoreEntry]) -> None:
-        """Write a new transcript beside the one that was read."""
-        assert self._directory is not None  # noqa: S101 - given by whoever copies
-        lines = [json.dumps(entry, separators=(",", ":")) + "\n" for entry in entries]
-        with files.created(self._directory / f"{key['session_id']}.jsonl") as file:
-            file.writelines(lines)
+
+def _is_prompt(message: Message) -> bool:
+    return message.type == "user" and not message.results
 
 
 _MARKER = """\
@@ -275,13 +261,3 @@ session-sidecar looks for this file to tell the transcripts beside it from an em
 Without it no turn is run, so that no thread is taken for one whose transcript is lost.
 """
 _GONE = "Its transcript is not there. Fork another thread, or start anew."
-
-
-def _api_reply(message: SessionMessage) -> object:
-    """What the entries of one API reply share: the CLI writes an entry for each of its content blocks."""
-    return cast("dict[str, Any]", message.message).get("id")
-
-
-def _blocks(message: SessionMessage) -> list[dict[str, Any]]:
-    content = cast("dict[str, Any]", message.message).get("content")
-    return [block for block in content if isinstance(block, dict)] if isinstance(content, list) else []

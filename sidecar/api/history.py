@@ -9,16 +9,16 @@ from starlette.responses import Response
 
 from session_store import SessionMap
 from sidecar.agent.chain import Message
-from sidecar.agent.history import in_reader
+from sidecar.agent.history import Asked, Page
 from sidecar.api.http import query
+from sidecar.api.readers import for_a_reader
 from sidecar.api.schemas import MessagesQuery, Thread
 from sidecar.api.sessions import Json, history, is_running, mapped, rfc3339
 from sidecar.branches import Branch, family
-from sidecar.errors import MessageNotFound, SessionMissing
-
-MOST_PAGE_CHARS = 8 * 2**20
+from sidecar.errors import SessionMissing
 
 
+@for_a_reader
 async def list_messages(request: Request) -> Response:
     """`GET /v1/session/messages`: one page of the conversation, always oldest first within the page.
 
@@ -27,15 +27,19 @@ async def list_messages(request: Request) -> Response:
     """
     asked = query(request, MessagesQuery)
     mapping = await mapped(request, asked.key)
+    wanted = Asked(asked.limit, asked.after, asked.order == "desc", compacted=asked.include is not None)
     try:
-        messages = await history(request).messages(mapping.sdk_session_id, compacted=asked.include is not None)
+        page = await history(request).messages(mapping.sdk_session_id, wanted, written)
     except SessionMissing:
         if not is_running(request, mapping):
             raise
-        messages = []  # its first turn has only just begun
-    return Response(await in_reader(lambda: _page(messages, asked)), media_type="application/json")
+        page = Page([], None)  # its first turn has only just begun
+    end = json.dumps({"has_more": page.next is not None, "next": page.next})
+    body = f'{{"object":"list","data":[{",".join(page.written)}],{end[1:]}'
+    return Response(body.encode(), media_type="application/json")
 
 
+@for_a_reader
 async def show_branches(request: Request) -> Response:
     """`GET /v1/session/branches`: the whole family of forks that a thread belongs to, as a tree.
 
@@ -49,38 +53,19 @@ async def show_branches(request: Request) -> Response:
     return Json({"object": "branches", "thread_id": asked.thread_id, "root": nodes, "truncated": truncated})
 
 
-def message_object(message: Message) -> dict[str, Any]:
-    """A message as callers see it."""
-    return {
-        "uuid": message.uuid,
-        "type": message.type,
-        "message": message.message,
-        "timestamp": message.timestamp,
-        "parent_uuid": message.parent_uuid,
-        "synthetic": message.synthetic,
-    }
-
-
-def _page(messages: list[Message], asked: MessagesQuery) -> bytes:
-    """The body: each message is written by itself, or one long page would be one long stop for everybody else."""
-    backwards = asked.order == "desc"
-    rest = messages[::-1] if backwards else messages
-    if asked.after is not None:
-        at = next((i for i, message in enumerate(rest) if message.uuid == asked.after), None)
-        if at is None:
-            raise MessageNotFound("`after` must be the uuid of a message of this list; take it from `next`.")
-        rest = rest[at + 1 :]
-    written: list[str] = []
-    size = 0
-    for message in rest[: asked.limit]:
-        written.append(json.dumps(message_object(message), separators=(",", ":")))
-        size += len(written[-1])
-        if size > MOST_PAGE_CHARS:
-            break
-    more = len(rest) > len(written)
-    end = {"has_more": more, "next": rest[len(written) - 1].uuid if more else None}
-    data = ",".join(reversed(written) if backwards else written)
-    return f'{{"object":"list","data":[{data}],{json.dumps(end)[1:]}'.encode()
+def written(message: Message) -> str:
+    """A message as callers see it, by itself: one long page would be one long stop for everybody else."""
+    return json.dumps(
+        {
+            "uuid": message.uuid,
+            "type": message.type,
+            "message": message.message,
+            "timestamp": message.timestamp,
+            "parent_uuid": message.parent_uuid,
+            "synthetic": message.synthetic,
+        },
+        separators=(",", ":"),
+    )
 
 
 async def _nodes(request: Request, root: Branch) -> dict[str, Any]:

@@ -12,8 +12,10 @@ from starlette.responses import JSONResponse, Response
 from session_store import Cursor, SessionMap, SessionMapping, ThreadKey
 from sidecar.agent.history import History, Metadata
 from sidecar.api.http import body, query
+from sidecar.api.readers import for_a_reader
 from sidecar.api.schemas import ListQuery, SessionPatch, SessionQuery, encode
 from sidecar.errors import InvalidRequest, SessionNotFound
+from sidecar.reading import Readers
 from sidecar.settings import Settings
 from sidecar.turns import Turns
 
@@ -28,6 +30,7 @@ class Json(JSONResponse):
         return json.dumps(content, separators=(",", ":")).encode()
 
 
+@for_a_reader
 async def list_sessions(request: Request) -> Response:
     """`GET /v1/sessions`: one page of a resource's mappings, newest first; of all resources' where none is named.
 
@@ -54,6 +57,7 @@ async def list_sessions(request: Request) -> Response:
     return Json({"object": "list", "data": data, "has_more": after is not None, "next": after})
 
 
+@for_a_reader
 async def get_session(request: Request) -> Response:
     """`GET /v1/session`: one mapping, with what the SDK's transcript tells of it unless `metadata=false`."""
     asked = query(request, SessionQuery)
@@ -112,7 +116,7 @@ async def mapped(request: Request, key: ThreadKey) -> SessionMapping:
 
 def history(request: Request) -> History:
     """The transcripts, for reading."""
-    return History(cast("Settings", request.state.settings).claude_config)
+    return History(cast("Settings", request.state.settings).claude_config, cast("Readers", request.state.readers))
 
 
 async def _rows(

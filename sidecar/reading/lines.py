@@ -1,0 +1,56 @@
+"""The lines of a transcript: which of them are links of its chain, and the chain made whole where lines are lost."""
+
+import json
+from typing import Any
+
+Entry = dict[str, Any]
+
+_LINKED = frozenset({"user", "assistant", "progress", "system", "attachment"})
+
+
+def parsed(line: bytes) -> Any:
+    """A line as JSON. Raises ValueError or RecursionError where it is none."""
+    return json.loads(line.decode(errors="replace"))
+
+
+def linked(line: bytes) -> Entry | None:
+    """The entry in a line, if it is a link of a chain, and neither torn, nor a title, a note or something else."""
+    if b'"uuid"' not in line:
+        return None  # the CLI's notes to itself; not worth the parsing
+    try:
+        entry = parsed(line)
+    except (ValueError, RecursionError):
+        return None
+    return entry if is_linked(entry) else None
+
+
+def is_linked(entry: object) -> bool:
+    """Whether this is a link of a chain."""
+    return isinstance(entry, dict) and isinstance(entry.get("uuid"), str) and entry.get("type") in _LINKED
+
+
+class Chain:
+    """One chain again of the entries of a file, in its order: across lost lines and, if asked for, compactions.
+
+    Whatever an entry followed, the nearest one that is left is the one before it in the file. Subagents have chains of
+    their own.
+    """
+
+    def __init__(self, *, compacted: bool = False) -> None:
+        self._compacted = compacted
+        self._known: set[str] = set()
+        self._before: str | None = None
+
+    def parent(self, entry: Entry) -> str | None:
+        """What the next entry of the file follows."""
+        parent = entry.get("parentUuid")
+        if parent is None and self._compacted and entry.get("subtype") == "compact_boundary":
+            parent = entry.get("logicalParentUuid") or self._before
+        if parent is not None and not (isinstance(parent, str) and parent in self._known):
+            # A summary whose boundary is lost begins the conversation all the same.
+            begins = entry.get("isSidechain") or (entry.get("isCompactSummary") and not self._compacted)
+            parent = None if begins else self._before
+        self._known.add(entry["uuid"])
+        if not entry.get("isSidechain"):
+            self._before = entry["uuid"]
+        return parent
