@@ -11,6 +11,7 @@ from typing import Any
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect
 
 from session_store import SessionMapError, SqliteSessionMap
 from sidecar.agent import Agents, ProcessPool, Transcripts
@@ -18,6 +19,7 @@ from sidecar.agent.descendants import HOME_VARIABLE, home_mark
 from sidecar.agent.options import credentials_configured, offline_env
 from sidecar.agent.orphans import end_orphans, guarded_cli
 from sidecar.api import http
+from sidecar.api.bodies import Bodies
 from sidecar.api.routes import ROUTES
 from sidecar.errors import SidecarError
 from sidecar.mappings import Mappings
@@ -94,6 +96,7 @@ def create_app(settings: Settings) -> Starlette:
                 "turns": turns,
                 "mappings": mappings,
                 "readers": readers,
+                "bodies": Bodies(settings.max_message_bytes),
                 "model": turns.model,
             }
 
@@ -105,6 +108,7 @@ def create_app(settings: Settings) -> Starlette:
             SidecarError: http.on_sidecar_error,
             SessionMapError: http.on_store_error,
             HTTPException: http.on_http_error,
+            ClientDisconnect: http.on_client_gone,
             Exception: http.on_any_error,
         },
     )

@@ -66,6 +66,24 @@ class BodyTooLarge(SidecarError):
     status, code = 413, "body_too_large"
 
 
+class HeaderTooLarge(SidecarError):
+    """The request's header is too large"""
+
+    status, code = 431, "header_too_large"
+
+
+class RequestTimeout(SidecarError):
+    """The request did not come in time"""
+
+    status, code = 408, "request_timeout"
+
+
+class TooManyUploads(SidecarError):
+    """Too much is being received"""
+
+    status, code = 503, "too_many_uploads"
+
+
 class MessageTooLarge(SidecarError):
     """The message is too large"""
 

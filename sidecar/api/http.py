@@ -1,7 +1,6 @@
 """Requests in, problems out: what every call has in common."""
 
 import contextlib
-import json
 import logging
 import re
 import sys
@@ -10,27 +9,29 @@ import uuid
 from typing import Any, TypeVar, cast
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from session_store import StoreUnusable
+from sidecar.api.bodies import Bodies, validated
 from sidecar.errors import (
     BodyTooLarge,
     ForbiddenHost,
     ForbiddenOrigin,
-    InvalidJson,
     InvalidRequest,
     MessageTooLarge,
     MethodNotAllowed,
     NotFound,
+    RequestTimeout,
     SidecarError,
+    TooManyUploads,
     UnsupportedMediaType,
 )
-from sidecar.settings import Settings, SettingsError
+from sidecar.settings import SettingsError
 from sidecar.told import told
 
 logger = logging.getLogger(__name__)
@@ -39,31 +40,15 @@ M = TypeVar("M", bound=BaseModel)
 
 _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _PROBES = ("/healthz", "/readyz")
-# What a body holds beside its message; JSON escapes make a message up to six times its size.
-_ENVELOPE_BYTES = 64 * 2**10
-_ESCAPED = 6
+# What the caller has not sent yet is not waited for.
+_CLOSING = (BodyTooLarge, MessageTooLarge, RequestTimeout, TooManyUploads)
 
 
 async def body(request: Request, model: type[M]) -> M:
     """The JSON body as `model`. Raises the SidecarError that says what is wrong with it; nothing of it is kept then."""
-    settings = cast("Settings", request.state.settings)
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise UnsupportedMediaType("Send `Content-Type: application/json`.")
-    limit = settings.max_message_bytes * _ESCAPED + _ENVELOPE_BYTES
-    raw = bytearray()
-    async for chunk in request.stream():
-        raw += chunk
-        if len(raw) > limit:
-            raise BodyTooLarge(f"At most {limit} bytes are read.")
-    try:
-        data = json.loads(raw.decode(), parse_constant=_refuse_constant)
-    except RecursionError:
-        raise InvalidJson("The body is nested too deeply.") from None
-    except ValueError as error:
-        raise InvalidJson(f"The body is not JSON in UTF-8: {_where(error)}.") from None
-    if isinstance(data, dict) and "message" in data:
-        _check_size(data["message"], settings.max_message_bytes)
-    return _noted(request, _validated(model, data))
+    return _noted(request, await cast("Bodies", request.state.bodies).read(request, model))
 
 
 def query(request: Request, model: type[M]) -> M:
@@ -73,7 +58,7 @@ def query(request: Request, model: type[M]) -> M:
     if len(data) < len(items):
         names = {name for name, _ in items if request.query_params.getlist(name)[1:]}
         raise InvalidRequest("A parameter is there twice.", [{"field": n, "message": "given twice"} for n in names])
-    return _noted(request, _validated(model, data))
+    return _noted(request, validated(model, data))
 
 
 def _noted(request: Request, asked: M) -> M:
@@ -83,45 +68,11 @@ def _noted(request: Request, asked: M) -> M:
     return asked
 
 
-def _check_size(message: Any, limit: int) -> None:
-    text = message if isinstance(message, str) else json.dumps(message, ensure_ascii=False)
-    if len(text.encode(errors="surrogatepass")) > limit:
-        raise MessageTooLarge(
-            f"A message may have {limit} bytes of UTF-8. Shorten it, or let the agent read it as a file."
-        )
-
-
-def _validated(model: type[M], data: Any) -> M:
-    try:
-        return model.model_validate(data)
-    except ValidationError as error:
-        errors = [
-            {"field": _field(e["loc"]), "message": e["msg"].removeprefix("Value error, ")}
-            for e in error.errors(include_input=False, include_url=False)
-        ]
-        raise InvalidRequest("Nothing was started. See `errors`.", errors) from None
-
-
-def _field(loc: tuple[int | str, ...]) -> str:
-    """Where in the body, without the names that pydantic gives to the members of a union."""
-    return ".".join(str(part) for i, part in enumerate(loc) if loc[0] != "message" or i not in (1, 3)) or "body"
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _where(error: ValueError) -> str:
-    if isinstance(error, json.JSONDecodeError):
-        return f"{error.msg} at line {error.lineno} column {error.colno}"
-    return "it holds bytes that are not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
-
-
 def problem(request: Request, error: SidecarError) -> Response:
     """An error as RFC 9457 problem details."""
     headers = {"Retry-After": str(error.retry_after)} if error.retry_after is not None else {}
-    if isinstance(error, BodyTooLarge):
-        headers["Connection"] = "close"  # what the caller has not sent yet is not waited for
+    if isinstance(error, _CLOSING):
+        headers["Connection"] = "close"
     return JSONResponse(
         {**error.problem(), "request_id": request.state.request_id},
         error.status,
@@ -152,6 +103,12 @@ async def on_http_error(request: Request, error: Exception) -> Response:
         response.headers["Allow"] = allowed
         return response
     return problem(request, NotFound("See the README's table of calls."))
+
+
+async def on_client_gone(request: Request, error: Exception) -> Response:
+    """The exception handler for a client that left in mid-upload: nobody reads this, but the log has nginx's status."""
+    assert isinstance(error, ClientDisconnect)  # noqa: S101 - registered for it
+    return Response(status_code=499)
 
 
 async def on_any_error(request: Request, error: Exception) -> Response:
