@@ -83,6 +83,7 @@ def serve(**options: Any) -> None:
     import uvicorn  # noqa: PLC0415 - the other commands do not pay for the server
 
     from sidecar import logs  # noqa: PLC0415
+    from sidecar.api.connection import Connection  # noqa: PLC0415
     from sidecar.settings import Settings, SettingsError  # noqa: PLC0415
 
     try:
@@ -99,6 +100,8 @@ def serve(**options: Any) -> None:
         create_app(settings),
         host=settings.host,
         port=settings.port,
+        http=Connection,
+        ws="none",
         lifespan="on",
         log_config=logs.configure(),
         access_log=False,

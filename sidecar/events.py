@@ -112,10 +112,17 @@ class EventLog:
         self._first += 1
 
     def _chunk(self, position: int) -> tuple[bytes, int]:
-        """The frames from `position` on, up to about `CHUNK_BYTES`, and the position after them."""
-        frames, size = [], 0
-        while position <= self.last_id and size < CHUNK_BYTES:
-            frames.append(self._frames[position])
-            size += len(frames[-1])
+        """The frames from `position` on, up to `CHUNK_BYTES`, and the position after them.
+
+        A larger one comes by itself, as it is: all its readers share it.
+        """
+        frames: list[bytes] = []
+        size = 0
+        while position <= self.last_id:
+            frame = self._frames[position]
+            size += len(frame)
+            if frames and size > CHUNK_BYTES:
+                break
+            frames.append(frame)
             position += 1
         return b"".join(frames), position

@@ -40,13 +40,21 @@ class Stream:
     def __init__(self, response: httpx.Response) -> None:
         self.response = response
         self.events: list[Event] = []
-        self.raw = ""
+        self._raw: list[str] = []
         self._blocks = self._read()
+
+    @property
+    def raw(self) -> str:
+        """All that has come, as it came."""
+        return "".join(self._raw)
 
     async def _read(self) -> AsyncIterator[str]:
         rest = ""
         async for text in self.response.aiter_text():
-            self.raw += text
+            self._raw.append(text)
+            if "\n\n" not in rest[-1:] + text:
+                rest += text  # in place, so that an event of megabytes is not copied with each piece of it
+                continue
             *blocks, rest = (rest + text).split("\n\n")
             for block in blocks:
                 yield block

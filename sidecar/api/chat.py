@@ -6,16 +6,16 @@ from dataclasses import replace
 from typing import cast
 
 from sse_starlette import EventSourceResponse, ServerSentEvent
-from sse_starlette.sse import SendTimeoutError
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from session_store import SessionMap
 from sidecar.api.http import body, query
 from sidecar.api.schemas import MAX_ID_CHARS, ChatRequest, ForkRequest, RejoinQuery, Thread
 from sidecar.api.sessions import session_object
 from sidecar.errors import InvalidRequest, SessionNotFound
+from sidecar.events import CHUNK_BYTES
 from sidecar.settings import Settings
 from sidecar.turn import Turn, TurnRequest
 from sidecar.turns import Turns
@@ -97,8 +97,8 @@ class TurnResponse(Response):
                 await _answer(turn)(scope, receive, send)
                 return
             turn.log.check(self._after)
-            with contextlib.suppress(SendTimeoutError):  # a reader that takes nothing is dropped; it may rejoin
-                await self._stream()(scope, receive, send)
+            with contextlib.suppress(TimeoutError):  # a reader that takes nothing is dropped; it may rejoin
+                await self._stream()(scope, receive, _in_pieces(send, self._settings.send_seconds))
 
     def _stream(self) -> EventSourceResponse:
         return EventSourceResponse(
@@ -107,7 +107,6 @@ class TurnResponse(Response):
             headers={"Cache-Control": "no-store, no-transform"},
             ping=self._settings.ping_seconds,
             ping_message_factory=lambda: ServerSentEvent(comment="ping", sep="\n"),
-            send_timeout=self._settings.send_seconds,
             shutdown_grace_period=self._settings.shutdown_seconds,
         )
 
@@ -120,6 +119,26 @@ def _answer(turn: Turn) -> Response:
     text = (result or {}).get("result") or turn.text
     session = {name: value for name, value in (turn.session or {}).items() if name != "type"}
     return JSONResponse({"session": session, "status": turn.status, "text": text, "result": result})
+
+
+def _in_pieces(send: Send, seconds: float) -> Send:
+    """`send`, with a large event cut up: what the server holds for a slow reader is a piece of it, not all.
+
+    Raises TimeoutError where a piece is not taken within so many seconds.
+    """
+    one = asyncio.Lock()  # or a ping would go out in the middle of an event
+
+    async def send_pieces(message: Message) -> None:
+        body = message.get("body", b"")
+        last = max(len(body) - 1, 0) // CHUNK_BYTES * CHUNK_BYTES
+        async with one:
+            for start in range(0, last, CHUNK_BYTES):
+                async with asyncio.timeout(seconds):
+                    await send({**message, "body": body[start : start + CHUNK_BYTES], "more_body": True})
+            async with asyncio.timeout(seconds):
+                await send({**message, "body": body[last:]} if last else message)
+
+    return send_pieces
 
 
 async def _unless_gone(receive: Receive, ready: asyncio.Event) -> bool:
