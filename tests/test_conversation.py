@@ -57,6 +57,7 @@ async def test_a_stream_says_its_session_first_then_the_sdks_messages_then_how_i
         "sdk_session_id": await sidecar.session_id(thread),
         "turn_id": session.data["turn_id"],
         "outcome": "started",
+        "origin": "message",
         "replaced_session_id": None,
         "model": "live",
     }
