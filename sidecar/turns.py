@@ -205,6 +205,8 @@ class Turns:
 
     def _begin_background(self, key: ThreadKey, agent: str, process: AgentProcess) -> None:
         """Make a turn of the thread of what its process has begun to say by itself."""
+        if self._closing:
+            return  # the process is about to be closed
         turn = Turn(TurnRequest(key, "", agent=agent), self.replay.log(), "background")
         self._own(self._run_background(turn, self.threads.enter(turn), process))
 

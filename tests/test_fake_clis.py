@@ -97,6 +97,8 @@ async def test_a_cli_that_fails_in_mid_turn_ends_the_stream_and_frees_the_thread
     assert end["error"]["code"] in ("agent_failed", "turn_timeout")
     await sidecar.until_logged("turn", thread_id=thread)
     assert running(cli) == []
+    # Its client was told this ID: it stays the thread's, though there never was a transcript.
+    assert (await sidecar.session(thread)).json()["sdk_session_id"] == events[0].data["sdk_session_id"]
 
 
 async def test_the_thread_is_held_until_a_cli_that_hangs_on_the_way_out_is_gone(

@@ -6,7 +6,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.server import Sidecar
+from tests.server import Sidecar, gone
 from tests.transcripts import get, messages, metadata, texts
 from tests.volume import mounted
 
@@ -120,3 +120,48 @@ async def test_a_fork_that_the_session_map_has_no_room_for_leaves_no_copy(
             assert (await sidecar.session(f"{thread}-fork")).status_code == 404
             again = await sidecar.post("/v1/chat/fork", f"{thread}-fork", from_thread_id=thread)
             assert again.status_code == 201
+
+
+async def test_a_turn_that_is_not_saved_says_so_and_readiness_does_until_something_can_be(
+    a_sidecar: Make, thread: str, tmp_path: Path
+) -> None:
+    with mounted(claude(tmp_path)) as volume:
+        async with a_sidecar(SIDECAR_WARM_SESSIONS="2") as sidecar:
+            await sidecar.say(thread, "My name is Ada")
+            process = await sidecar.process_of(thread)
+            volume.fill()
+            async with sidecar.stream(thread, "[[big 100000]] Who am I?") as stream:
+                end = (await stream.rest())[-1].data
+            assert len(stream.text) == 100_000
+            assert (end["status"], end["error"]["code"]) == ("failed", "not_saved")
+            await sidecar.until_logged("turn", thread_id=thread, code="not_saved")
+            assert await gone([process], 0)
+            unready = await sidecar.http.get("/readyz")
+            assert (unready.status_code, unready.json()["code"]) == (507, "not_saved")
+            assert "Make room" in unready.json()["detail"]
+            volume.free()
+            assert (await sidecar.http.get("/readyz")).status_code == 200
+            assert "First: My name is Ada" in await sidecar.say(thread, "And now?")
+            assert (await sidecar.http.get("/readyz")).status_code == 200
+
+
+async def test_a_first_turn_that_is_not_saved_leaves_its_thread_the_session_that_was_told(
+    a_sidecar: Make, thread: str, tmp_path: Path
+) -> None:
+    with mounted(claude(tmp_path)) as volume:
+        async with a_sidecar() as sidecar:
+            await sidecar.say(f"{thread}-another", "Hello")
+            await sidecar.at_rest()
+            volume.remount("ro")
+            try:
+                async with sidecar.stream(thread, "My name is Ada") as stream:
+                    events = await stream.rest()
+                await sidecar.until_logged("turn", thread_id=thread)
+            finally:
+                volume.remount("rw")
+            assert (events[-1].data["status"], events[-1].data["error"]["code"]) == ("failed", "not_saved")
+            told = events[0].data["sdk_session_id"]
+            assert await sidecar.session_id(thread) == told
+            answer = (await sidecar.chat(thread, "Who am I?")).json()
+            assert answer["session"]["outcome"] == "restarted"
+            assert answer["session"]["replaced_session_id"] in (None, told)
