@@ -134,12 +134,11 @@ class AgentProcess:
     def __init__(self, options: ClaudeAgentOptions) -> None:
         """Nothing is started yet. `options` as from `Agents.options`."""
         self._stderr: deque[str] = deque(maxlen=20)
-        options.stderr = options.stderr or self._stderr.append
         self.options = without_session(options)
         mark = uuid.uuid4().hex
-        options.env = {**options.env, PROCESS_VARIABLE: mark}
         self._descendants = Descendants(PROCESS_VARIABLE, mark)
-        self._client = _RawClient(options)
+        env, stderr = {**options.env, PROCESS_VARIABLE: mark}, options.stderr or self._stderr.append
+        self._client = _RawClient(dataclasses.replace(options, env=env, stderr=stderr))
         self._idle = asyncio.Event()
         self._idle.set()
         self._starting: asyncio.Future[None] | None = None
