@@ -86,7 +86,7 @@ async def test_a_turn_that_begins_at_any_moment_of_a_fork_is_not_part_of_it(
             # It comes as far as it can: to its prompt in the transcript, or to wait until the fork has looked.
             await until(lambda: turns.threads.running(parent) is not turn or b"Who am I?" in transcript.read_bytes())
 
-        forking = Interleaved(turns.fork(parent, fork, None), at, begin)
+        forking = Interleaved(turns._fork(parent, fork, None), at, begin)
         mapping = await forking
         forked = next(tmp_path.glob(f"home/claude/projects/*/{mapping.sdk_session_id}.jsonl"))
         assert [text for role, text in chain(forked) if role == "user"] == ["My name is Ada"], f"at moment {at}"

@@ -105,8 +105,10 @@ async def test_a_message_does_not_wait_for_a_hundred_hints(a_sidecar: Make, thre
         hints = [sidecar.post("/v1/session/warm", name) for name in names]
         assert {response.status_code for response in await asyncio.gather(*hints)} == {202}
         assert await sidecar.say(f"{thread}-new", "Hello")
-        line = await sidecar.until_logged("turn", thread_id=f"{thread}-new")
-        assert line["ms"]["first_delta"] < 2000
+        alone = (await sidecar.until_logged("turn", thread_id=thread))["ms"]["first_delta"]
+        beside = (await sidecar.until_logged("turn", thread_id=f"{thread}-new"))["ms"]["first_delta"]
+        # The hints may take one of two cores; where a start takes seconds by itself, others use the machine.
+        assert beside < max(2000, 3 * alone)
         async with asyncio.timeout(SECONDS):  # there is room for six hints beside the two threads that were spoken to
             while len(sidecar.cli_processes()) < 8:
                 await sidecar.settle()
