@@ -63,6 +63,11 @@ def slow(deltas: int = 20, pause: float = 0.05) -> Behaviour:
     return Behaviour(text="word " * deltas, pause=pause)
 
 
+def pace(pause: float = 0.05) -> Behaviour:
+    """The usual answer, a word every `pause` seconds."""
+    return Behaviour(pause=pause)
+
+
 def burst(deltas: int = 2000) -> Behaviour:
     """That many deltas at once."""
     return Behaviour(text="word " * deltas)
@@ -109,7 +114,7 @@ def think(thinking: str = "Let me see.") -> Behaviour:
 
 
 BEHAVIOURS: dict[str, Callable[..., Behaviour]] = {
-    function.__name__: function for function in (say, slow, burst, big, hold, cut, silent, fail, tool, think)
+    function.__name__: function for function in (say, slow, pace, burst, big, hold, cut, silent, fail, tool, think)
 }
 
 
