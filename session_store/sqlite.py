@@ -182,7 +182,7 @@ class SqliteSessionMap:
         except StoreUnavailable as error:
             self._note_trouble(str(error))
             raise
-        if statement in WRITING:
+        if statement == CHECK_WRITING or (statement in WRITING and rows):  # one that finds no row writes nothing
             self._note_trouble(None)
         return rows
 

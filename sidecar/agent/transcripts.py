@@ -5,6 +5,7 @@ goes to a thread. Session IDs are canonical UUIDs from our own table, never anyt
 """
 
 import asyncio
+import contextlib
 import functools
 import os
 import shutil
@@ -114,7 +115,8 @@ class Transcripts:
             with files.saving():
                 await self._readers.whole(copy, [path], session_id, new_id, up_to, title)
         except BaseException:
-            path.with_name(f"{new_id}.jsonl").unlink(missing_ok=True)  # of a process that was ended over it
+            with contextlib.suppress(OSError):  # there is none, or on a read-only volume none can have been made
+                path.with_name(f"{new_id}.jsonl").unlink()  # of a process that was ended over it
             raise
         return new_id
 
