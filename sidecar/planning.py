@@ -80,8 +80,8 @@ class Planner:
             raise ThreadExists("Choose another `thread_id`, or delete this one first.")
         settled = await self._settled_end(parent_key)
         parent = await self._parent(parent_key)
-        if settled.session_id != parent.sdk_session_id:
-            raise UnsafeForkPoint("Its conversation was begun anew. Fork it when its first turn since then has ended.")
+        if settled.size == 0 or settled.session_id != parent.sdk_session_id:
+            raise UnsafeForkPoint("This session has no completed turn yet. Fork it when its first one has ended.")
         return parent, await self._transcripts.fork_point(parent.sdk_session_id, at, size=settled.size)
 
     async def _parent(self, key: ThreadKey) -> SessionMapping:

@@ -9,6 +9,7 @@ import pytest
 
 from app import create_app
 from session_store import ThreadKey
+from sidecar.errors import UnsafeForkPoint
 from sidecar.settings import Settings
 from sidecar.turn import Turn, TurnRequest
 from sidecar.turns import Turns
@@ -108,3 +109,11 @@ async def test_a_fork_of_a_thread_whose_turn_is_claimed_and_not_planned_waits_fo
     assert mapping.parent_thread_id == thread
     await running.ended.wait()
     assert running.status == "completed"
+
+
+async def test_a_parent_whose_first_turn_has_no_transcript_yet_has_nothing_to_fork(turns: Turns, thread: str) -> None:
+    first = turns.begin(TurnRequest(ThreadKey(thread, "alice"), "My name is Ada"))
+    await first.planned.wait()
+    with pytest.raises(UnsafeForkPoint):
+        await turns.fork(ThreadKey(thread, "alice"), ThreadKey(f"{thread}-fork", "alice"), None)
+    await first.ended.wait()
