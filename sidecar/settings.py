@@ -38,7 +38,7 @@ class Settings(BaseModel):
     turn_seconds: float = Field(
         3600,
         gt=0,
-        description="a turn that runs for so long is ended, and so is work in the background that is silent so long",
+        description="a turn that runs for so long is ended, and so is work in the background",
     )
     turn_idle_seconds: float = Field(600, gt=0, description="a turn whose CLI says nothing for so long is ended")
     warm_sessions: int | None = Field(

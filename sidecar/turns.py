@@ -8,10 +8,10 @@ from collections.abc import AsyncIterator, Coroutine
 from typing import Any, TypeVar
 
 from session_store import SessionMap, SessionMapping, ThreadKey
+from sidecar.afterwards import Afterwards
 from sidecar.agent import AgentProcess, Agents, Launch, ProcessPool, Prompt, Transcripts
 from sidecar.errors import (
     AgentFailed,
-    NotSaved,
     SessionNotFound,
     ShuttingDown,
     SidecarError,
@@ -31,8 +31,6 @@ from sidecar.watch import dismiss, keep_time, stop_when_asked, unless_stopped
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-AFTERWARDS_SECONDS = 10.0  # for each look at a disk after a turn: one that hangs must not keep the thread
 
 
 class Turns:
@@ -58,6 +56,7 @@ class Turns:
         self.threads = Threads(queue_turns=settings.queue_turns)
         self.replay = Replay(settings)
         self._planner = Planner(sessions, transcripts, self.threads, self._processes.settled)
+        self._after = Afterwards(sessions, transcripts)
         self._warming = Warming(sessions, agents, transcripts, pool, self.threads)
         pool.on_turn = self._begin_background
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -255,13 +254,13 @@ class Turns:
             self._end_before(turn)
             mapping, size = None, 0
             if turn.result is not None:
-                size = await self._saved_size(turn)
-                mapping = await self._note_end(turn)
+                size = await self._after.saved_size(turn)
+                mapping = await self._after.note_end(turn)
                 self._publish_end(turn)
             if process is not None:
                 fit = size and (turn.status in ("completed", "interrupted") or process.at_work)
                 await self._processes.put(turn, mapping if fit else None, size, process)
-            await self._forget_unbegun(turn)
+            await self._after.forget_unbegun(turn)
         except Exception:
             logger.exception("the end of turn %s failed", turn.id)
         finally:
@@ -289,48 +288,7 @@ class Turns:
                 raise SessionNotFound("The thread was deleted or changed by other hands while its turn ran.")
             turn.announce(session_id, "reset", before, self.model)
 
-    async def _saved_size(self, turn: Turn) -> int:
-        """How many bytes the transcript has that holds the turn; 0, and the turn has failed, where it does not."""
-        if turn.session_id is None:
-            return 0
-        said = turn.last_said if turn.result and turn.result.get("num_turns") else None
-        try:
-            async with asyncio.timeout(AFTERWARDS_SECONDS):
-                info = await self._transcripts.saved(turn.session_id, said)
-        except Exception as error:
-            logger.warning("turn %s: its transcript cannot be read: %s", turn.id, told(error).detail)
-            info = None
-        if info is None and said is not None:
-            turn.error = NotSaved(
-                "The transcript does not hold this turn: its volume is full, read-only or gone. What was said is in "
-                "this stream alone. Tell the operator; then send the message again."
-            )
-        return info.size if info else 0
-
-    async def _note_end(self, turn: Turn) -> SessionMapping | None:
-        """Bump the mapping's version: its transcript has grown. The mapping then, if it is still the turn's."""
-        try:
-            if turn.session_id is not None:
-                async with asyncio.timeout(AFTERWARDS_SECONDS):
-                    return await self._sessions.touch(turn.request.key, turn.session_id)
-        except Exception:
-            # The conversation is safe in the transcript; only the row's time and version stay as they were.
-            logger.exception("turn %s: the mapping's version was not bumped", turn.id)
-        return None
-
     def _publish_end(self, turn: Turn) -> None:
         """Publish how the turn ended, and keep it a while for those who rejoin it."""
         turn.end()
         self.replay.ended(turn)
-
-    async def _forget_unbegun(self, turn: Turn) -> None:
-        """Take back a mapping that this turn made, if the SDK never got as far as a transcript and nobody was told."""
-        if turn.made is None or turn.session is not None:
-            return
-        try:
-            async with asyncio.timeout(AFTERWARDS_SECONDS):
-                if await self._transcripts.info(turn.made) is None:
-                    await self._sessions.remove(turn.request.key, expected=turn.made)
-        except Exception:
-            # The mapping stays; the next turn finds no transcript and starts it under the same session ID.
-            logger.exception("the mapping of a turn that never began was not removed")

@@ -13,7 +13,6 @@ import logging
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TextIO
 
 from claude_agent_sdk import SDKSessionInfo
 from claude_agent_sdk._internal.sessions import _parse_session_info_from_lite, _read_session_lite
@@ -124,21 +123,6 @@ def saving() -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise NotSaved(_FULL) from error
         raise TranscriptsUnavailable(_UNWRITABLE, retry_after=30) from error
-
-
-@contextlib.contextmanager
-def created(path: Path) -> Iterator[TextIO]:
-    """A new file that is on the disk after the block, or not there at all. Raises NotSaved, TranscriptsUnavailable."""
-    with saving():
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        try:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-        except BaseException:
-            path.unlink(missing_ok=True)
-            raise
 
 
 @contextlib.contextmanager

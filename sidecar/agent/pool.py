@@ -80,7 +80,7 @@ class ProcessPool:
     def __init__(self, *, warm: int | None, spares: int, idle_seconds: float, work_seconds: float) -> None:
         """Keep up to `warm` sessions connected (None: by this machine's memory) and `spares` processes an agent.
 
-        One that nobody used for `idle_seconds` is closed, and one that is at work after `work_seconds` of silence.
+        One that nobody used for `idle_seconds` is closed, and one that is at work after `work_seconds`.
         """
         self._most_warm = warm_by_memory() if warm is None else warm
         self._most_spares = spares
