@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterator, Coroutine
 from typing import Any, TypeVar
 
-from session_store import SessionMap, SessionMapping, ThreadKey
+from session_store import SessionMap, SessionMapError, SessionMapping, ThreadKey
 from sidecar.afterwards import Afterwards
 from sidecar.agent import AgentProcess, Agents, Launch, ProcessPool, Prompt, Transcripts
 from sidecar.errors import (
@@ -272,7 +272,7 @@ class Turns:
 
     def _fail(self, turn: Turn, error: Exception) -> None:
         turn.error = told(error)
-        if turn.error is not error:
+        if turn.error is not error and not isinstance(error, SessionMapError):  # the map has logged what it is
             logger.error("turn %s failed", turn.id, exc_info=error)
 
     async def _follow(self, turn: Turn, plan: Plan, session_id: str) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import uuid
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -202,6 +203,22 @@ async def test_a_fork_of_a_thread_at_work_ends_where_its_last_turn_did(
     said = [entry for entry in map(json.loads, forked) if entry["type"] in ("user", "assistant")]
     assert said[-1]["message"]["content"][0]["text"] == "I have begun."
     model.release()
+
+
+async def test_what_is_written_at_work_before_anything_is_said_is_not_part_of_a_fork(
+    working: Sidecar, thread: str, another_thread: str, model: FaultyModel, task: Task
+) -> None:
+    await leave_behind(working, model, thread, task)
+    transcript = working.transcript(await working.session_id(thread))
+    lines = [json.loads(line) for line in transcript.read_text().splitlines()]
+    last = next(entry for entry in reversed(lines) if entry["type"] == "assistant")
+    # As the CLI does when a task has ended, some milliseconds before it says that it begins a turn.
+    notice = {**last, "type": "user", "uuid": str(uuid.uuid4()), "parentUuid": last["uuid"]}
+    notice["message"] = {"role": "user", "content": "<task-notification>"}
+    with transcript.open("a") as file:
+        file.write(json.dumps(notice) + "\n")
+    assert (await working.post("/v1/chat/fork", another_thread, from_thread_id=thread)).status_code == 201
+    assert "<task-notification>" not in working.transcript(await working.session_id(another_thread)).read_text()
 
 
 async def test_an_answer_in_the_background_comes_to_who_follows_the_thread(
