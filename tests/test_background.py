@@ -128,6 +128,7 @@ async def test_a_message_waits_for_what_the_agent_says_by_itself(
     assert len(await spoken(working, thread)) == 1
 
 
+@pytest.mark.long
 async def test_a_process_is_not_closed_under_its_work_and_is_afterwards(
     working: Sidecar, thread: str, another_thread: str, model: FaultyModel, task: Task
 ) -> None:
@@ -152,6 +153,7 @@ async def test_a_process_is_not_closed_under_its_work_and_is_afterwards(
             await working.settle()
 
 
+@pytest.mark.long
 async def test_work_that_nobody_hears_of_for_too_long_is_ended(
     a_sidecar: Make, thread: str, model: FaultyModel, task: Task, tmp_path: Path
 ) -> None:
@@ -163,6 +165,7 @@ async def test_work_that_nobody_hears_of_for_too_long_is_ended(
         assert await sidecar.say(thread, "Hello")
 
 
+@pytest.mark.long
 async def test_deleting_by_force_and_a_message_that_interrupts_end_the_work(
     working: Sidecar, thread: str, another_thread: str, model: FaultyModel, task: Task
 ) -> None:

@@ -21,6 +21,8 @@ from tests.modes import COLD
 from tests.server import Sidecar, gone
 from tests.transcripts import get, messages, repeat
 
+pytestmark = pytest.mark.long
+
 MESSAGES, MIB = 40_000, 2**20
 NAMES = [f"branch-{number}" for number in range(10)]
 
@@ -136,7 +138,6 @@ async def while_under_way(work: asyncio.Future[Any], ask: Callable[[], Any]) -> 
     return taken
 
 
-@pytest.mark.long
 async def test_ten_forks_of_a_long_thread_take_five_seconds_of_cpu_and_500_mib_and_hold_up_nobody(
     sidecar: Sidecar,
 ) -> None:
@@ -155,7 +156,6 @@ async def test_ten_forks_of_a_long_thread_take_five_seconds_of_cpu_and_500_mib_a
         assert all(session_id.encode() in line for line in lines)
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("query", [{}, {"order": "desc", "include": "compacted"}], ids=["first", "last"])
 async def test_ten_readers_of_a_long_thread_hold_up_no_reader_of_a_short_one(
     sidecar: Sidecar, query: dict[str, str]
@@ -170,7 +170,6 @@ async def test_ten_readers_of_a_long_thread_hold_up_no_reader_of_a_short_one(
     assert (statistics.median(taken) <= 0.1, max(taken) <= 1) == (True, True), taken
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("sidecar", [{"SIDECAR_WARM_SESSIONS": "1"}], indirect=True)
 async def test_a_turn_of_a_short_thread_takes_at_most_50_ms_more_while_a_long_one_is_forked(
     sidecar: Sidecar, model: FaultyModel
