@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from dataclasses import astuple, dataclass, fields
 
 from session_store import ThreadKey
-from sidecar.errors import IdempotencyMismatch, ReplayGone
+from sidecar.errors import IdempotencyMismatch, ReplayGone, ThreadExists
 from sidecar.events import EventLog
 from sidecar.memory import memory_bytes
 from sidecar.settings import Settings
@@ -112,9 +112,11 @@ class Replay:
             if turn.session is None:
                 del self._attempts[_key(turn.request)]
         earlier = self._threads.setdefault(turn.request.key, {})
-        earlier[turn.id] = turn
+        of_thread = list(earlier.values())
+        if not isinstance(turn.error, ThreadExists):  # a fork that was refused for the thread's sake is no turn of it
+            earlier[turn.id] = turn
         self._bytes += sys.getsizeof(turn.text)
-        self._tidy(list(earlier.values()))
+        self._tidy([*of_thread, turn])
         self._make_room()
         self._sweep_later()
 

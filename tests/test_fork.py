@@ -181,6 +181,18 @@ async def test_an_unknown_parent_and_a_taken_name_are_refused(
     assert (foreign.status_code, foreign.json()["code"]) == (404, "session_not_found")
 
 
+async def test_a_fork_that_is_refused_hides_nothing_of_the_thread_in_its_way(
+    sidecar: Sidecar, parent: str, another_thread: str
+) -> None:
+    await sidecar.say(another_thread, "I am here")
+    taken = await fork(sidecar, parent, another_thread, message="Hello")
+    assert taken.json()["code"] == "thread_exists"
+    async with sidecar.rejoin(another_thread) as stream:
+        assert stream.response.status_code == 200
+        await stream.rest()
+    assert stream.text.endswith("I am here")
+
+
 async def test_a_parent_without_its_transcript_cannot_be_forked(
     sidecar: Sidecar, parent: str, another_thread: str
 ) -> None:
