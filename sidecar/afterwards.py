@@ -31,7 +31,8 @@ class Afterwards:
         said = turn.last_said if turn.result and turn.result.get("num_turns") else None
         try:
             async with asyncio.timeout(PATIENCE_SECONDS):
-                info = await self._transcripts.saved(turn.session_id, said)
+                before = turn.settled.size if turn.settled else 0
+                info = await self._transcripts.saved(turn.session_id, said, prompt_id=turn.id, size=before)
         except Exception as error:
             logger.warning("turn %s: its transcript cannot be read: %s", turn.id, told(error).detail)
             info = None

@@ -1,12 +1,14 @@
 """The transcripts' volume is full or read-only: what cannot be saved is refused, and leaves nothing behind."""
 
+import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
 import httpx
 import pytest
 
-from tests.server import Sidecar, gone
+from tests.faults import FaultyModel
+from tests.server import SECONDS, Sidecar, gone
 from tests.transcripts import get, messages, metadata, texts
 from tests.volume import mounted
 
@@ -165,3 +167,25 @@ async def test_a_first_turn_that_is_not_saved_leaves_its_thread_the_session_that
             answer = (await sidecar.chat(thread, "Who am I?")).json()
             assert answer["session"]["outcome"] == "restarted"
             assert answer["session"]["replaced_session_id"] in (None, told)
+
+
+async def test_a_turn_whose_prompt_the_volume_did_not_take_is_not_completed(
+    a_sidecar: Make, thread: str, model: FaultyModel, tmp_path: Path
+) -> None:
+    """There is room again when the answer comes, and the CLI goes on from what it remembers."""
+    with mounted(claude(tmp_path)) as volume:
+        async with a_sidecar(SIDECAR_WARM_SESSIONS="2") as sidecar:
+            await sidecar.say(thread, "My name is Ada")
+            file = sidecar.transcript(await sidecar.session_id(thread))
+            volume.fill()
+            async with sidecar.stream(thread, "[[hold 1]] " + 2 * BLOCK * "x") as stream:
+                await stream.until_text()
+                async with asyncio.timeout(SECONDS):
+                    while file.stat().st_size % BLOCK:  # of the prompt, the part that there was room for
+                        await sidecar.settle()
+                volume.free()
+                model.release()
+                end = (await stream.rest())[-1].data
+            assert (end["status"], end["error"]["code"]) == ("failed", "not_saved")
+            assert (await sidecar.say(thread, "Again")).endswith("Again")
+            assert texts(await messages(sidecar, thread))[-2] == "Again"

@@ -22,6 +22,7 @@ from sidecar.agent.ending import read_ending
 from sidecar.errors import MessageNotFound, NotSaved, SessionMissing, TranscriptsUnavailable, UnsafeForkPoint
 from sidecar.reading import Readers
 from sidecar.reading.copying import copy
+from sidecar.reading.lines import linked
 
 # The pauses between looks for a turn's last message: the CLI has written it by the time of the result, if it can.
 SAVED_SOON = (0.05, 0.2, 0.5)
@@ -64,17 +65,21 @@ class Transcripts:
         """
         return await asyncio.to_thread(self._info, session_id)
 
-    async def saved(self, session_id: str, message_id: str | None) -> TranscriptInfo | None:
-        """The same for a turn that has just ended: None, too, if its last message is not in the file.
+    async def saved(
+        self, session_id: str, message_id: str | None, *, prompt_id: str, size: int
+    ) -> TranscriptInfo | None:
+        """The same for a turn that has just ended: None, too, if its last message is not in the file, or its prompt.
 
-        The CLI does not say when it cannot write. `check_saving` raises from then on until something can be saved.
+        `size` is where the turn before it ended, in bytes. The CLI does not say when it cannot write, and goes on from
+        what it remembers. `check_saving` raises from then on until something can be saved.
         """
-        info = await asyncio.to_thread(self._saved, session_id, message_id)
+        look = functools.partial(self._saved, session_id, message_id, prompt_id, size)
+        info = await asyncio.to_thread(look)
         for pause in SAVED_SOON:
             if info is not None or message_id is None:
                 break
             await asyncio.sleep(pause)
-            info = await asyncio.to_thread(self._saved, session_id, message_id)
+            info = await asyncio.to_thread(look)
         self._unsaved = info is None and message_id is not None
         return info
 
@@ -159,9 +164,9 @@ class Transcripts:
                 if path.suffix == ".jsonl":  # an empty one too
                     path.rename(path.with_suffix(f".unreadable-{time.time_ns()}"))
 
-    def _saved(self, session_id: str, message_id: str | None) -> TranscriptInfo | None:
+    def _saved(self, session_id: str, message_id: str | None, prompt_id: str, size: int) -> TranscriptInfo | None:
         path = self._find(session_id)
-        if message_id is not None and (path is None or not _ends_with(path, message_id)):
+        if message_id is not None and (path is None or not _holds(path, message_id, prompt_id, size)):
             return None
         return self._info(session_id)
 
@@ -205,15 +210,34 @@ class Transcripts:
         return files.find(self._projects, session_id)
 
 
-def _ends_with(path: Path, message_id: str) -> bool:
-    """Whether a message is among the last of a transcript, as a whole line."""
+def _holds(path: Path, message_id: str, prompt_id: str, size: int) -> bool:
+    """Whether a message is in a transcript beyond its first `size` bytes, and all that leads to it from its prompt.
+
+    A command of the operator's is kept under another UUID than its prompt's: it leads to what was there before.
+    """
+    with path.open("rb") as file:
+        file.seek(size)
+        entries = [entry for line in file if line.endswith(b"\n") and (entry := linked(line))]
+    parents = {entry["uuid"]: entry.get("parentUuid") for entry in entries}
+    if message_id not in parents:
+        return False
+    before: str | None = message_id
+    while before in parents:
+        if before == prompt_id:
+            return True
+        before = parents.pop(before)
+    return before is None or _is_in(path, before)
+
+
+def _is_in(path: Path, message_id: str) -> bool:
+    """Whether a message is in a transcript, most likely near its end."""
     with path.open("rb") as file:
         size, length = os.fstat(file.fileno()).st_size, TAIL_BYTES
         while True:
             file.seek(max(0, size - length))
-            _, found, rest = file.read().rpartition(f'"uuid":"{message_id}"'.encode())
+            found = f'"uuid":"{message_id}"'.encode() in file.read()
             if found or length >= size:
-                return bool(found) and b"\n" in rest
+                return found
             length *= 8
 
 
