@@ -102,7 +102,10 @@ async def leave_a_task(world: World, rng: random.Random, thread: Thread) -> None
 
 async def rejoin(world: World, _: random.Random, thread: Thread) -> None:
     async with asyncio.timeout(BOUND), world.sidecar.rejoin(thread.name, resource_id=thread.resource) as stream:
-        if not world.answered("rejoin", stream.response, thread, (FORK | TURN) - {"thread_exists"}) and stream.response.status_code == 200:
+        if (
+            not world.answered("rejoin", stream.response, thread, (FORK | TURN) - {"thread_exists"})
+            and stream.response.status_code == 200
+        ):
             async for _event in stream:
                 pass
             asked = world.turns.get(stream.events[0].data["turn_id"])
