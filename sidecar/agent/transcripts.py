@@ -211,32 +211,38 @@ class Transcripts:
 
 
 def _holds(path: Path, message_id: str, prompt_id: str, size: int) -> bool:
-    """Whether a message is in a transcript beyond its first `size` bytes, and all that leads to it from its prompt.
+    """Whether a message is in a transcript, and all that leads to it from its prompt, beyond the first `size` bytes.
 
-    A command of the operator's is kept under another UUID than its prompt's: it leads to what was there before.
+    It is looked for from the end, as far as the prompt. A command of the operator's is kept under another UUID than its
+    prompt's: it leads to what was there before.
     """
     with path.open("rb") as file:
-        file.seek(size)
-        entries = [entry for line in file if line.endswith(b"\n") and (entry := linked(line))]
-    parents = {entry["uuid"]: entry.get("parentUuid") for entry in entries}
-    if message_id not in parents:
-        return False
-    before: str | None = message_id
-    while before in parents:
-        if before == prompt_id:
-            return True
-        before = parents.pop(before)
-    return before is None or _is_in(path, before)
-
-
-def _is_in(path: Path, message_id: str) -> bool:
-    """Whether a message is in a transcript, most likely near its end."""
-    with path.open("rb") as file:
-        size, length = os.fstat(file.fileno()).st_size, TAIL_BYTES
+        length = TAIL_BYTES
         while True:
-            file.seek(max(0, size - length))
-            found = f'"uuid":"{message_id}"'.encode() in file.read()
-            if found or length >= size:
+            start = max(0, os.fstat(file.fileno()).st_size - length)
+            file.seek(start)
+            lines = file.read().splitlines(keepends=True)[1 if start else 0 :]  # not a cut one
+            entries = [entry for line in lines if line.endswith(b"\n") and (entry := linked(line))]
+            parents = {entry["uuid"]: entry.get("parentUuid") for entry in entries}
+            before: str | None = message_id
+            while before in parents:
+                if before == prompt_id:
+                    return True
+                before = parents.pop(before)
+            if start <= size:
+                return before is None or (before != message_id and _is_in(path, before, size))
+            length *= 8
+
+
+def _is_in(path: Path, message_id: str, size: int) -> bool:
+    """Whether a message is in the first `size` bytes of a transcript, most likely near their end."""
+    with path.open("rb") as file:
+        length = TAIL_BYTES
+        while True:
+            start = max(0, size - length)
+            file.seek(start)
+            found = f'"uuid":"{message_id}"'.encode() in file.read(size - start)
+            if found or not start:
                 return found
             length *= 8
 
