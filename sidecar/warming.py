@@ -6,6 +6,7 @@ process has. Those beyond what can be kept are forgotten, oldest first.
 
 import asyncio
 import logging
+import time
 
 from session_store import SessionMap, ThreadKey
 from sidecar.agent import AgentProcess, Agents, Fingerprint, Launch, ProcessPool, Transcripts
@@ -29,13 +30,13 @@ class Warming:
         self._transcripts = transcripts
         self._pool = pool
         self._threads = threads
-        self._hints: dict[ThreadKey, str] = {}  # the agent of each, oldest first
+        self._hints: dict[ThreadKey, tuple[str, float]] = {}  # the agent and the time of each, oldest first
         self._following: asyncio.Task[None] | None = None
 
     def hint(self, key: ThreadKey, agent: str) -> None:
         """Warm a thread up when there is time; asking again does no more."""
         self._hints.pop(key, None)
-        self._hints[key] = agent
+        self._hints[key] = agent, time.monotonic()
         if len(self._hints) > self._pool.most_warm:
             del self._hints[next(iter(self._hints))]
         if self._following is None or self._following.done():
@@ -49,14 +50,14 @@ class Warming:
 
     async def _follow(self) -> None:
         while self._hints:
-            key, agent = self._hints.popitem()  # the newest: its person is still there
+            key, (agent, hinted) = self._hints.popitem()  # the newest: its person is still there
             try:
-                await self._warm_up(key, agent)
+                await self._warm_up(key, agent, hinted)
             except Exception as error:
                 logger.warning("a thread was not warmed up: %s", told(error).detail)
 
-    async def _warm_up(self, key: ThreadKey, agent: str) -> None:
-        if await self._process(key, agent) is None:
+    async def _warm_up(self, key: ThreadKey, agent: str, hinted: float) -> None:
+        if not self._pool.has_room(hinted) or await self._process(key, agent) is None:
             return
         async with self._pool.room_ahead():
             if not self._threads.is_free(key):
@@ -70,7 +71,7 @@ class Warming:
                 try:
                     await self._pool.start_ahead(process)
                 finally:
-                    if not self._pool.keep(key, state, process, hinted=True):
+                    if not self._pool.keep(key, state, process, hinted=hinted):
                         await process.close()
 
     async def _process(self, key: ThreadKey, agent: str) -> tuple[Fingerprint, AgentProcess] | None:

@@ -59,10 +59,10 @@ class _Idle:
 
 @dataclass(eq=False)
 class _Warm(_Idle):
-    """One that is connected to a thread's session. With `hinted`, no turn has had it yet."""
+    """One that is connected to a thread's session. Until a turn has had it, `hinted` is when it was hinted at."""
 
     state: Fingerprint
-    hinted: bool
+    hinted: float | None
 
 
 @dataclass(eq=False)
@@ -161,17 +161,23 @@ class ProcessPool:
         self._warm[key].process.glance()
         return self._warm[key].state if self._warm[key].process.at_work else None
 
-    def keep(self, key: ThreadKey, state: Fingerprint, process: AgentProcess, *, hinted: bool = False) -> bool:
+    def has_room(self, hinted: float) -> bool:
+        """Whether a process that was hinted at then could be kept: beside what turns have had and newer hints."""
+        return len(self._resting()) - len(self._closable(hinted)) < self._most_warm
+
+    def keep(self, key: ThreadKey, state: Fingerprint, process: AgentProcess, *, hinted: float | None = None) -> bool:
         """Keep a process that has just fallen idle; whether it was kept.
 
-        The least recently used makes room, but none that is at work; and none that turns have had for one that is only
-        hinted at.
+        The least recently used makes room, but none that is at work; and for one that is only hinted at, those alone
+        that were hinted at earlier.
         """
         if self._closing or not process.is_alive or (not self._most_warm and not process.at_work):
             return False
         self._close_warm(key)
-        if not process.at_work and not self._make_room(self._most_warm - 1, only_hinted=hinted):
-            return False
+        if not process.at_work:
+            if hinted is not None and not self.has_room(hinted):
+                return False
+            self._make_room(self._most_warm - 1, self._closable(hinted))
         self._warm[key] = _Warm(process, self._own(self._attend(key, process)), state, hinted)
         return True
 
@@ -181,14 +187,19 @@ class ProcessPool:
         if leaving := [task for task, whose in self._leaving.items() if whose == key]:
             await asyncio.wait(leaving)
 
-    def _make_room(self, most: int, *, only_hinted: bool = False) -> bool:
-        """Close what was not used for longest until `most` that are not at work are left; whether that is so."""
-        resting = [key for key, warm in self._warm.items() if not warm.process.at_work]
-        closable = [key for key in resting if self._warm[key].hinted or not only_hinted]
-        excess = max(0, len(resting) - most)
-        for key in closable[:excess]:
+    def _resting(self) -> list[ThreadKey]:
+        """The threads whose process is not at work, least recently used first."""
+        return [key for key, warm in self._warm.items() if not warm.process.at_work]
+
+    def _closable(self, hinted: float | None) -> list[ThreadKey]:
+        """Those among them that make room: for what was hinted at then, or for what a turn has had."""
+        found = ((key, self._warm[key].hinted) for key in self._resting())
+        return [key for key, at in found if hinted is None or (at is not None and at < hinted)]
+
+    def _make_room(self, most: int, closable: list[ThreadKey]) -> None:
+        """Close what was not used for longest until no more than `most` that are not at work are left."""
+        for key in closable[: max(0, len(self._resting()) - most)]:
             self._close_warm(key)
-        return len(closable) >= excess
 
     def _pop(self, key: ThreadKey) -> _Warm:
         warm = self._warm.pop(key)
@@ -217,7 +228,7 @@ class ProcessPool:
             if news == "gone":
                 self._close_warm(key)
                 return
-            self._make_room(self._most_warm)
+            self._make_room(self._most_warm, self._closable(None))
 
     # Spares
 
