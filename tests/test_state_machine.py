@@ -267,4 +267,4 @@ async def test_two_minutes_of_everything_at_once(a_sidecar: Make, tmp_path: Path
                 print(*(line for line in sidecar.log if '"level": "info"' not in line), sep="")
             errors = [line for line in sidecar.log if '"level": "error"' in line]
             assert not [line for line in errors if not any(words in line for words in EXPLAINED)]
-            assert sum(map(len, world.completed.values())) > 100, "too little was done to say anything"
+            assert sum(map(len, world.completed.values())) > 50, "too little was done to say anything"
