@@ -28,9 +28,15 @@ async def model(_model: FaultyModel) -> AsyncIterator[FaultyModel]:
 
 
 @pytest.fixture(scope="session")
-def model_env(_model: FaultyModel) -> dict[str, str]:
+def model_env(_model: FaultyModel, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The environment that leads a CLI to the model."""
-    return {"ANTHROPIC_BASE_URL": _model.url, "ANTHROPIC_API_KEY": "test", "CLAUDE_CODE_MAX_RETRIES": "1"}
+    return {
+        "ANTHROPIC_BASE_URL": _model.url,
+        "ANTHROPIC_API_KEY": "test",
+        "CLAUDE_CODE_MAX_RETRIES": "1",
+        # Bash as a tool reads the start-up files of whoever runs the tests; killed in one of them, it may leave a lock.
+        "HOME": str(tmp_path_factory.mktemp("person")),
+    }
 
 
 @pytest.fixture(scope="session")
