@@ -13,14 +13,15 @@ from typing import BinaryIO
 
 from sidecar.reading.pool import LENGTH_BYTES
 
-_NICENESS = 10  # turns go first
-
 
 def main() -> None:
     """Take jobs until there is nobody any more to give any."""
     jobs: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     answers, sys.stdout = sys.stdout.buffer, sys.stderr  # nobody may print between the answers
-    os.nice(_NICENESS)
+    if sys.platform == "linux":  # turns go first: of this it takes what is left
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    else:
+        os.nice(19)
     threading.Thread(target=_work, args=(jobs, answers), daemon=True).start()
     while length := sys.stdin.buffer.read(LENGTH_BYTES):
         jobs.put(sys.stdin.buffer.read(int.from_bytes(length)))
