@@ -10,7 +10,7 @@ help: ## list the targets
 run: .venv/run ## the sidecar on 127.0.0.1:8000 (PORT=… moves it); answers offline where no credentials are set
 	@exec $(BIN)/session-sidecar serve --model auto --port $(PORT)
 
-test: .venv/dev ## the tests, offline, in under three minutes
+test: .venv/dev ## the tests, offline; the longest are left to test-all
 	$(BIN)/pytest -m "not long"
 
 test-all: .venv/dev ## every test, the long tables too
