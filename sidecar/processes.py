@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 
 from session_store import SessionMapping, ThreadKey
-from sidecar.agent import AgentProcess, Agents, Fingerprint, Launch, ProcessPool, Spare
+from sidecar.agent import AgentProcess, Agents, Fingerprint, Launch, ProcessPool, Spare, without_session
 from sidecar.errors import ThreadBusy
 from sidecar.planning import Plan, make_id
 from sidecar.turn import Turn
@@ -51,16 +51,16 @@ class Processes:
             await self._pool.drop(key)
             spare.used = True
             return spare.process
-        process = AgentProcess(await self._agents.options(agent, key, plan.launch))
+        options = await self._agents.options(agent, key, plan.launch)
         if plan.outcome == "resumed":
-            state = Fingerprint(plan.launch.session_id, plan.version, plan.size, agent, process.options)
+            state = Fingerprint(plan.launch.session_id, plan.version, plan.size, agent, without_session(options))
             if not self._pool.has(key, state) and turn.request.multitask_strategy != "interrupt":
                 self.check_rest(key)
             if warm := self._pool.take(key, state):
                 return warm
         # What is or was connected there has another session, or knows less of this one; two would write to it.
         await self._pool.drop(key)
-        return process
+        return AgentProcess(options)
 
     async def connect(self, process: AgentProcess) -> None:
         """Start a process that is not connected yet. Raises AgentStartFailed."""

@@ -62,11 +62,6 @@ class Turns:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._closing = False
 
-    @property
-    def closing(self) -> bool:
-        """Whether new turns are refused because the sidecar shuts down."""
-        return self._closing
-
     def begin(self, request: TurnRequest) -> Turn:
         """Begin a turn, or join the one that an earlier attempt began; without waiting for anything.
 
@@ -167,9 +162,9 @@ class Turns:
         try:
             await unless_stopped(turn, claim)
             turn.last_sign = time.monotonic()
-            tending.append(asyncio.create_task(keep_time(turn, self._settings), name="the turn's clock"))
+            tending.append(self._clock(turn))
             plan, process = await unless_stopped(turn, self._prepare(turn))
-            tending.append(asyncio.create_task(stop_when_asked(turn, process, self._settings), name="the turn's end"))
+            tending.append(self._stopper(turn, process))
             turn.reached("running")
             await self._processes.connect(process)
             if not turn.stopping.is_set():
@@ -187,10 +182,7 @@ class Turns:
             self.threads.leave(turn)
             return
         self.replay.keep(turn)
-        tending = [
-            asyncio.create_task(keep_time(turn, self._settings), name="the turn's clock"),
-            asyncio.create_task(stop_when_asked(turn, process, self._settings), name="the turn's end"),
-        ]
+        tending = [self._clock(turn), self._stopper(turn, process)]
         try:
             turn.last_sign = time.monotonic()
             turn.settle(Settled(state.session_id, state.size))
@@ -208,6 +200,12 @@ class Turns:
             return  # the process is about to be closed
         turn = Turn(TurnRequest(key, "", agent=agent), self.replay.log(), "background")
         self._own(self._run_background(turn, self.threads.enter(turn), process))
+
+    def _clock(self, turn: Turn) -> asyncio.Task[None]:
+        return asyncio.create_task(keep_time(turn, self._settings), name="the turn's clock")
+
+    def _stopper(self, turn: Turn, process: AgentProcess) -> asyncio.Task[None]:
+        return asyncio.create_task(stop_when_asked(turn, process, self._settings), name="the turn's end")
 
     async def _prepare(self, turn: Turn) -> tuple[Plan, AgentProcess]:
         with self._processes.offer(turn) as offer:

@@ -61,6 +61,13 @@ async def leave_behind(sidecar: Sidecar, model: FaultyModel, thread: str, task: 
     return str(await sidecar.process_of(thread))
 
 
+async def let_it_speak(model: FaultyModel, task: Task) -> None:
+    """End the task, and wait until the agent is in the middle of what it says by itself."""
+    model.script(hold(1))
+    task.end()
+    await (await model.requested(3)).holding()
+
+
 async def spoken(sidecar: Sidecar, thread: str) -> list[dict[str, Any]]:
     """Wait until the agent has said something by itself on this thread: the log lines of these turns."""
     await sidecar.until_logged("turn", thread_id=thread, origin="background")
@@ -71,9 +78,7 @@ async def test_the_end_of_a_task_is_a_turn_of_its_own(
     working: Sidecar, thread: str, model: FaultyModel, task: Task
 ) -> None:
     process = await leave_behind(working, model, thread, task)
-    model.script(hold(1))
-    task.end()
-    await (await model.requested(3)).holding()
+    await let_it_speak(model, task)
     busy = await working.chat(thread, "What is it?")
     assert (busy.status_code, busy.json()["code"]) == (409, "thread_busy")
     assert (await working.session(thread)).json()["status"] == "running"
@@ -117,9 +122,7 @@ async def test_a_message_waits_for_what_the_agent_says_by_itself(
     working: Sidecar, thread: str, model: FaultyModel, task: Task
 ) -> None:
     await leave_behind(working, model, thread, task)
-    model.script(hold(1))
-    task.end()
-    await (await model.requested(3)).holding()
+    await let_it_speak(model, task)
     waiting = asyncio.create_task(working.chat(thread, "What is it?", multitask_strategy="enqueue"))
     await working.settle()
     model.release()
@@ -182,9 +185,7 @@ async def test_what_the_agent_says_by_itself_can_be_interrupted(
     working: Sidecar, thread: str, model: FaultyModel, task: Task
 ) -> None:
     await leave_behind(working, model, thread, task)
-    model.script(hold(1))
-    task.end()
-    await (await model.requested(3)).holding()
+    await let_it_speak(model, task)
     response = await working.post("/v1/chat/interrupt", thread)
     assert response.json()["status"] == "interrupted"
     assert (await working.say(thread, "Go on", multitask_strategy="enqueue")).endswith("last: Go on")
@@ -194,9 +195,7 @@ async def test_a_fork_of_a_thread_at_work_ends_where_its_last_turn_did(
     working: Sidecar, thread: str, another_thread: str, model: FaultyModel, task: Task
 ) -> None:
     await leave_behind(working, model, thread, task)
-    model.script(hold(1))
-    task.end()
-    await (await model.requested(3)).holding()
+    await let_it_speak(model, task)
     transcript = working.transcript(await working.session_id(thread))
     async with asyncio.timeout(SECONDS):
         while b"task-notification" not in transcript.read_bytes():

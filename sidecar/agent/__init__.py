@@ -2,7 +2,7 @@
 
 from sidecar.agent.options import Agents, Launch, safe_options
 from sidecar.agent.pool import Fingerprint, ProcessPool, Spare
-from sidecar.agent.process import AgentProcess, Prompt
+from sidecar.agent.process import AgentProcess, Prompt, without_session
 from sidecar.agent.transcripts import Transcripts
 
 __all__ = [
@@ -15,4 +15,5 @@ __all__ = [
     "Spare",
     "Transcripts",
     "safe_options",
+    "without_session",
 ]

@@ -1,10 +1,11 @@
 """The end of a conversation, read from the end of its transcript: a page of it does not need the other 90 MiB."""
 
+import os
 from pathlib import Path
 from typing import NamedTuple
 
 from sidecar.agent.chain import Message, block_ids, conversation, entries_of
-from sidecar.reading.lines import Entry
+from sidecar.reading.lines import Entry, tails
 from sidecar.reading.pool import SHORT_BYTES
 
 _FIRST_BYTES = 2**17
@@ -23,17 +24,15 @@ def read_ending(path: Path, enough: int, *, size: int | None = None) -> Ending:
     Fewer, or none, where `SHORT_BYTES` do not tell. Raises FileNotFoundError.
     """
     with path.open("rb") as file:
-        end = min(path.stat().st_size if size is None else size, path.stat().st_size)
-        length = _FIRST_BYTES
-        while True:
-            start = max(0, end - length)
-            file.seek(start)
-            lines = file.read(end - start).split(b"\n")
+        whole = os.fstat(file.fileno()).st_size
+        found = Ending([], False)
+        for start, tail in tails(file, _FIRST_BYTES, whole if size is None else min(size, whole)):
+            lines = tail.split(b"\n")
             entries = list(entries_of(lines[1:] if start else lines))  # not a cut one
             found = ending(entries) if start else Ending(conversation(entries), True)
-            if found.complete or len(found.messages) >= enough or length >= SHORT_BYTES:
-                return found
-            length *= 4
+            if found.complete or len(found.messages) >= enough or len(tail) >= SHORT_BYTES:
+                break
+        return found
 
 
 def ending(entries: list[Entry]) -> Ending:

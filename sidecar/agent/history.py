@@ -28,6 +28,7 @@ from sidecar.agent.ending import read_ending
 from sidecar.agent.transcripts import Transcripts
 from sidecar.errors import MessageNotFound, SessionAmbiguous, SessionMissing
 from sidecar.reading import Readers
+from sidecar.reading.lines import tails
 
 MOST_PAGE_CHARS = 8 * 2**20
 _TAIL_BYTES = 64 * 2**10
@@ -238,14 +239,13 @@ def _last(messages: list[Message]) -> Glimpse | None:
 def _last_in_tail(path: Path) -> Glimpse | None:
     """The newest message in which something is said, if it is near enough to the end of the file."""
     with path.open("rb") as file:
-        size, length = os.fstat(file.fileno()).st_size, _TAIL_BYTES
-        while True:
-            file.seek(max(0, size - length))
-            lines = file.read(length).split(b"\n")[1 if length < size else 0 :]  # not a cut one
+        last = None
+        for start, tail in tails(file, _TAIL_BYTES, os.fstat(file.fileno()).st_size):
+            lines = tail.split(b"\n")[1 if start else 0 :]  # not a cut one
             said = [as_message(e) for e in entries_of(lines) if "line" in e and not e.get("isSidechain")]
-            if (last := _last(said)) or length >= min(size, _MOST_TAIL_BYTES):
-                return last
-            length *= 4
+            if (last := _last(said)) or len(tail) >= _MOST_TAIL_BYTES:
+                break
+        return last
 
 
 def _end_line(path: Path) -> None:

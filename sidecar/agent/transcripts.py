@@ -22,7 +22,7 @@ from sidecar.agent.ending import read_ending
 from sidecar.errors import MessageNotFound, NotSaved, SessionMissing, TranscriptsUnavailable, UnsafeForkPoint
 from sidecar.reading import Readers
 from sidecar.reading.copying import copy
-from sidecar.reading.lines import linked
+from sidecar.reading.lines import linked, tails
 
 # The pauses between looks for a turn's last message: the CLI has written it by the time of the result, if it can.
 SAVED_SOON = (0.05, 0.2, 0.5)
@@ -216,35 +216,26 @@ def _holds(path: Path, message_id: str, prompt_id: str, size: int) -> bool:
     It is looked for from the end, as far as the prompt. A command of the operator's is kept under another UUID than its
     prompt's: it leads to what was there before.
     """
+    before: str | None = message_id
     with path.open("rb") as file:
-        length = TAIL_BYTES
-        while True:
-            start = max(0, os.fstat(file.fileno()).st_size - length)
-            file.seek(start)
-            lines = file.read().splitlines(keepends=True)[1 if start else 0 :]  # not a cut one
+        for start, tail in tails(file, TAIL_BYTES, os.fstat(file.fileno()).st_size):
+            lines = tail.splitlines(keepends=True)[1 if start else 0 :]  # not a cut one
             entries = [entry for line in lines if line.endswith(b"\n") and (entry := linked(line))]
             parents = {entry["uuid"]: entry.get("parentUuid") for entry in entries}
-            before: str | None = message_id
+            before = message_id
             while before in parents:
                 if before == prompt_id:
                     return True
                 before = parents.pop(before)
             if start <= size:
-                return before is None or (before != message_id and _is_in(path, before, size))
-            length *= 8
+                break
+    return before is None or (before != message_id and _is_in(path, before, size))
 
 
 def _is_in(path: Path, message_id: str, size: int) -> bool:
     """Whether a message is in the first `size` bytes of a transcript, most likely near their end."""
     with path.open("rb") as file:
-        length = TAIL_BYTES
-        while True:
-            start = max(0, size - length)
-            file.seek(start)
-            found = f'"uuid":"{message_id}"'.encode() in file.read(size - start)
-            if found or not start:
-                return found
-            length *= 8
+        return any(f'"uuid":"{message_id}"'.encode() in tail for _, tail in tails(file, TAIL_BYTES, size))
 
 
 @functools.lru_cache(maxsize=1024)

@@ -1,11 +1,24 @@
 """The lines of a transcript: which of them are links of its chain, and the chain made whole where lines are lost."""
 
 import json
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, BinaryIO
 
 Entry = dict[str, Any]
 
 _LINKED = frozenset({"user", "assistant", "progress", "system", "attachment"})
+
+
+def tails(file: BinaryIO, first: int, end: int) -> Iterator[tuple[int, bytes]]:
+    """The last bytes before `end`, each with where they begin: `first` of them, then four times as many, up to all."""
+    length = first
+    while True:
+        start = max(0, end - length)
+        file.seek(start)
+        yield start, file.read(end - start)
+        if not start:
+            return
+        length *= 4
 
 
 def parsed(line: bytes) -> Any:
