@@ -142,7 +142,7 @@ class ProcessPool:
 
     def take_speaking(self, key: ThreadKey, process: AgentProcess) -> Fingerprint | None:
         """Take a thread's process that has begun a turn by itself: its state before that, or None if it is not so."""
-        if key not in self._warm or self._warm[key].process is not process or not process.by_itself:
+        if key not in self._warm or self._warm[key].process is not process or not process.speaks:
             return None
         return self._pop(key).state
 

@@ -100,7 +100,12 @@ class AgentProcess:
     @property
     def at_work(self) -> bool:
         """Whether the process does something that nobody waits for: background tasks, and what it says of their end."""
-        return self._tasks > 0 or self._due or self.by_itself
+        return self._tasks > 0 or self._due or self.speaks
+
+    @property
+    def speaks(self) -> bool:
+        """Whether it has begun a turn by itself of which nobody has heard the end, be it said by now or not."""
+        return self.by_itself or any(by_itself for by_itself, _ in self._held)
 
     def glance(self) -> None:
         """Take in what the process has said and nobody has heard yet."""
@@ -121,7 +126,7 @@ class AgentProcess:
             while True:
                 worked = self.at_work
                 self.glance()
-                if self.by_itself:
+                if self.speaks:
                     return "turn"
                 if self._over or leaving.done():
                     return "gone"
@@ -223,7 +228,7 @@ class AgentProcess:
         by_itself = self._is_by_itself(message)
         if by_itself or message["type"] == "system":
             self._held.append((by_itself, message))
-        while not by_itself and len(self._held) > HELD:
+        while len(self._held) > HELD and not self._held[0][0]:
             self._held.popleft()
 
     async def interrupt(self, grace: float, began: asyncio.Event) -> None:
