@@ -14,6 +14,7 @@ import pytest
 from tests.faults import FaultyModel
 from tests.modes import in_both_modes
 from tests.server import SECONDS, Sidecar, Stream, gone, parting
+from tests.transcripts import metadata
 
 pytestmark = [pytest.mark.long, in_both_modes]
 
@@ -220,7 +221,7 @@ async def test_a_process_that_is_not_provably_ours_is_left_alone(a_sidecar: Make
         await stranger.wait()
 
 
-@pytest.mark.parametrize("damage", ["empty", "garbage", "torn", "bad byte", "bookkeeping only"])
+@pytest.mark.parametrize("damage", ["empty", "garbage", "torn", "bad byte", "bookkeeping only", "notes only"])
 async def test_a_damaged_transcript_costs_no_more_than_it_must(
     sidecar: Sidecar, thread: str, damage: str, mode: str
 ) -> None:
@@ -238,6 +239,7 @@ async def test_a_damaged_transcript_costs_no_more_than_it_must(
         "torn": whole[:last],
         "bad byte": whole.replace(b"I like tea", b"I like \xff tea", 1),
         "bookkeeping only": b"\n".join(lines[:2]) + b"\n",
+        "notes only": b'{"type":"last-prompt","lastPrompt":"Hi"}\n{"type":"custom-title","customTitle":"Hi"}\n',
     }[damage]
     transcript.write_bytes(damaged)
     answer = (await sidecar.chat(thread, "Who am I?")).json()
@@ -251,6 +253,27 @@ async def test_a_damaged_transcript_costs_no_more_than_it_must(
         assert not parting(damaged, transcript.read_bytes()) or mode == "warm"
     refused = await sidecar.chat(thread, "And?", if_missing="fail")
     assert refused.status_code == 200
+
+
+async def test_a_session_that_has_nothing_the_sdk_could_call_it_after_goes_on_after_a_crash(
+    sidecar: Sidecar, thread: str, model: FaultyModel
+) -> None:
+    long = "I like tea. " * 10_000
+    await sidecar.say(thread, f"My name is Ada. {long}")
+    await sidecar.at_rest()
+    transcript = sidecar.transcript(await sidecar.session_id(thread))
+    async with sidecar.stream(thread, f"[[hold 1]] {long}") as stream:
+        await (await model.requested(2)).holding()
+        async with asyncio.timeout(SECONDS):
+            while transcript.read_bytes().count(long.encode()) < 4:  # in the queue and said, twice
+                await sidecar.settle()
+        for process in sidecar.cli_processes():
+            os.kill(process, signal.SIGKILL)
+        await stream.rest()
+    assert (await metadata(sidecar, thread))["transcript"] == "present"
+    answer = (await sidecar.chat(thread, "Who am I?")).json()
+    assert answer["session"]["outcome"] == "resumed"
+    assert "First: My name is Ada" in answer["text"]
 
 
 @pytest.mark.parametrize("mount_point", ["gone", "empty"])

@@ -747,6 +747,46 @@ class TestReading:
             other.write_text(content)
             assert session_info(other) is None
 
+    @pytest.mark.parametrize(
+        ("left", "resumed", "known"),
+        [
+            ("user", True, True),
+            ("user, long", True, False),
+            ("attachment", True, False),
+            ("assistant", True, False),
+            ("user, of a subagent", False, False),
+            ("queue-operation", False, False),
+            ("last-prompt", False, True),
+            ("custom-title", False, True),
+        ],
+    )
+    async def test_the_cli_resumes_whatever_has_a_message_and_the_sdk_knows_what_has_a_title(
+        self, connect: Connect, warm: Cli, session: str, home: Path, left: str, resumed: bool, known: bool
+    ) -> None:
+        """Neither knows of the other: the sidecar looks for a message itself."""
+        await warm.turn("hello")
+        file = transcript(home, session)
+        assert file is not None
+        there = [json.loads(line) for line in file.read_bytes().splitlines()]
+        notes = ({"type": "last-prompt", "lastPrompt": "hello"}, {"type": "custom-title", "customTitle": "A title"})
+        entry = next(entry for entry in (*there, *notes) if entry["type"] == left.partition(",")[0])
+        if left == "user, long":
+            entry["message"]["content"] = "x" * 100_000
+        elif left == "user, of a subagent":
+            entry["isSidechain"] = True
+        other = str(uuid.uuid4())
+        copy = file.with_name(f"{other}.jsonl")
+        copy.write_text(json.dumps({**entry, "sessionId": other}, separators=(",", ":")) + "\n")
+        assert (get_session_info(other) is not None) == known
+        assert (session_info(copy) is not None) == resumed
+        if resumed:
+            async with connect(resume=other) as cli:
+                assert (await cli.turn("hello"))[-1]["session_id"] == other
+        else:
+            with pytest.raises(ResultError):
+                async with connect(resume=other) as cli:
+                    await cli.turn("hello")
+
 
 # --- a failing API --------------------------------------------------------------------------------------------------
 

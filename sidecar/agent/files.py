@@ -18,9 +18,11 @@ from claude_agent_sdk import SDKSessionInfo
 from claude_agent_sdk._internal.sessions import _parse_session_info_from_lite, _read_session_lite
 
 from sidecar.errors import NotSaved, SessionAmbiguous, TranscriptsUnavailable
+from sidecar.reading.lines import linked, tails
 
 logger = logging.getLogger(__name__)
 
+_TAIL_BYTES = 16 * 2**10
 _FEW = 3  # sessions; a directory is listed with three system calls
 _MOST_REMEMBERED = 20_000
 _remembered: dict[tuple[Path, str], Path] = {}  # what `find` found last
@@ -102,12 +104,26 @@ def everything_of(projects: Path, session_id: str) -> list[Path]:
 
 
 def session_info(path: Path) -> SDKSessionInfo | None:
-    """What the SDK's `get_session_info` says of this very file; None where the session could not be resumed.
+    """What the SDK's `get_session_info` says of this very file; None where the CLI could not resume the session.
 
-    That function has no way to be given a file: it looks through all directories, and takes the first of this name.
+    That function has no way to be given a file: it looks through all directories, and takes the first of this name. Nor
+    does it tell what can be resumed: a title is enough for it, and a first prompt of 64 KiB or a command is too little.
     """
     lite = _read_session_lite(path)
-    return _parse_session_info_from_lite(path.stem, lite) if lite is not None else None
+    if lite is None or not _can_be_resumed(path):
+        return None
+    known = _parse_session_info_from_lite(path.stem, lite)
+    return known or SDKSessionInfo(path.stem, summary="", last_modified=lite.mtime, file_size=lite.size)
+
+
+def _can_be_resumed(path: Path) -> bool:
+    """Whether anything of a conversation is in a file: the CLI goes on from one message, whichever it is."""
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        for start, tail in tails(file, _TAIL_BYTES, os.fstat(file.fileno()).st_size):
+            lines = tail.split(b"\n")[1 if start else 0 :]  # not a cut one
+            if any((entry := linked(line)) and not entry.get("isSidechain") for line in lines):
+                return True
+    return False
 
 
 @contextlib.contextmanager
