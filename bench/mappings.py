@@ -14,7 +14,8 @@ from bench.load import repeat
 from bench.names import DEPTH, ROWS
 from bench.samples import Samples
 from bench.servers import Server, application, cpu, sidecar
-from session_store import SqliteSessionMap, ThreadKey
+from session_store import ThreadKey
+from session_store.sqlite import SqliteSessionMap
 from session_store.sqlite_file import open_database
 
 PAGE = 50

@@ -6,7 +6,7 @@ from typing import Any
 from claude_agent_sdk import ClaudeAgentOptions
 
 from bench.servers import credentials
-from sidecar.agent import safe_options
+from session_sidecar.agent.agents import safe_options
 
 
 def options(config: Path, cwd: Path, model: str, **more: Any) -> ClaudeAgentOptions:

@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx2
 import psutil
 
-from sidecar.agent.options import QUIET_CLI
+from session_sidecar.agent.agents import QUIET_CLI
 
 _ADDRESS = re.compile(r"running on (http://[\w.]+:\d+)")
 START_SECONDS = 60

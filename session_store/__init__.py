@@ -2,25 +2,25 @@
 
 from session_store.errors import (
     SessionMapError,
-    SessionTaken,
+    SessionMapped,
     StoreInUse,
     StoreUnavailable,
     StoreUnusable,
-    ThreadExists,
+    ThreadMapped,
 )
 from session_store.mapping import Cursor, SessionMap, SessionMapping, ThreadKey
-from session_store.sqlite import SqliteSessionMap
+from session_store.opening import open_session_map
 
 __all__ = [
     "Cursor",
     "SessionMap",
     "SessionMapError",
+    "SessionMapped",
     "SessionMapping",
-    "SessionTaken",
-    "SqliteSessionMap",
     "StoreInUse",
     "StoreUnavailable",
     "StoreUnusable",
-    "ThreadExists",
     "ThreadKey",
+    "ThreadMapped",
+    "open_session_map",
 ]

@@ -81,14 +81,14 @@ class SessionMap(Protocol):
     ) -> SessionMapping:
         """Map a thread that is not mapped yet, at version 0.
 
-        Raises ThreadExists if it is mapped (to whatever session), SessionTaken if another thread has the session.
+        Raises ThreadMapped if it is mapped (to whatever session), SessionMapped if another thread has the session.
         """
         ...
 
     async def replace(self, key: ThreadKey, sdk_session_id: str, *, expected: str) -> SessionMapping | None:
         """Point a thread at another session, but only if it still points to `expected`; None if it does not.
 
-        Bumps `version` and `updated_at`. Raises SessionTaken if another thread has the new session.
+        Bumps `version` and `updated_at`. Raises SessionMapped if another thread has the new session.
         """
         ...
 

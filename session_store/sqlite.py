@@ -14,8 +14,9 @@ from typing import Any, Self
 import aiosqlite
 
 from session_store import sqlite_pages
-from session_store.errors import StoreUnavailable, ThreadExists, translated
+from session_store.errors import StoreUnavailable, ThreadMapped
 from session_store.mapping import LAST_MOMENT, Cursor, SessionMapping, ThreadKey, moment
+from session_store.sqlite_connection import translated
 from session_store.sqlite_file import SCHEMA_VERSION, open_database, open_for_reading
 
 logger = logging.getLogger(__name__)
@@ -104,7 +105,7 @@ class SqliteSessionMap:
             now=_now(),
         )
         if added is None:
-            raise ThreadExists
+            raise ThreadMapped
         return added
 
     async def replace(self, key: ThreadKey, sdk_session_id: str, *, expected: str) -> SessionMapping | None:

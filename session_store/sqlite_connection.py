@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
-from session_store.errors import StoreUnavailable
+from session_store.errors import SessionMapError, SessionMapped, StoreUnavailable
 
 
 class OwnedConnection(sqlite3.Connection):
@@ -81,3 +81,23 @@ class _OwnedCursor(sqlite3.Cursor):
 def _identity(file: str | int) -> tuple[int, int]:
     found = os.stat(file)
     return found.st_dev, found.st_ino
+
+
+_UNAVAILABLE = {
+    sqlite3.SQLITE_BUSY: "another program keeps the database locked: close it there (a shell, a backup)",
+    sqlite3.SQLITE_FULL: "the disk is full: make room on it",
+    sqlite3.SQLITE_IOERR: "the disk fails to read or write: see that it has room, and look into the system's log",
+    sqlite3.SQLITE_READONLY: "the database cannot be written: give this user write permission to it and its directory",
+    sqlite3.SQLITE_CANTOPEN: "the database cannot be opened: look at its permissions and the limit of open files",
+    sqlite3.SQLITE_CORRUPT: "the database is damaged: stop the program and restore a backup",
+    sqlite3.SQLITE_NOTADB: "the database is damaged: stop the program and restore a backup",
+}
+
+
+def translated(error: sqlite3.Error) -> SessionMapError:
+    """Say in this package's words what SQLite said: the one place that reads its error codes."""
+    code: int = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)  # the driver's own errors carry none
+    if code == sqlite3.SQLITE_CONSTRAINT_UNIQUE:
+        return SessionMapped()
+    primary = code & 0xFF  # the rest of it is detail, such as which call to the disk failed
+    return StoreUnavailable(_UNAVAILABLE.get(primary) or f"SQLite refuses this, which is a defect: {error}")

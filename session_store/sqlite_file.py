@@ -11,15 +11,14 @@ import stat
 from contextlib import ExitStack, closing
 from pathlib import Path
 
-from session_store.errors import StoreInUse, StoreUnusable, translated
-from session_store.sqlite_connection import OwnedConnection
+from session_store.errors import StoreInUse, StoreUnusable
+from session_store.sqlite_connection import OwnedConnection, translated
 
 APPLICATION_ID = 1936028525
 SCHEMA_VERSION = 1
 BUSY_TIMEOUT_MS = 2000  # only an operator's shell can be in the way: wait for it, but no longer than a client would
 
-_HERE = Path(__file__).parent  # an installed package has the schema inside, a checkout beside it
-SCHEMA = next(file for file in (_HERE / "schema.sql", _HERE.parent / "schema.sql") if file.exists())
+SCHEMA = Path(__file__).parent / "schema.sql"
 
 
 def open_database(path: str | os.PathLike[str]) -> OwnedConnection:

@@ -22,7 +22,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from sidecar.offline.model import Block, Json, OfflineModel, error, frames, prompts, sentence, text_block
+from session_sidecar.offline.model import Block, Json, OfflineModel, error, frames, prompts, sentence, text_block
 
 SECONDS = 15  # the most that a test waits for an event before it says that it hangs
 

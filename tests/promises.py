@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 
-from sidecar.offline.model import QUOTED
+from session_sidecar.offline.model import QUOTED
 from tests.server import Sidecar
 from tests.transcripts import texts
 

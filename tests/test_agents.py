@@ -6,11 +6,10 @@ from pathlib import Path
 import pytest
 from claude_agent_sdk import ClaudeAgentOptions
 
+from session_sidecar.agent.agents import Agents, Launch, credentials_configured, offline_env, safe_options
+from session_sidecar.errors import AgentMisconfigured, UnknownAgent
+from session_sidecar.settings import SettingsError
 from session_store import ThreadKey
-from sidecar.agent import Agents, Launch, safe_options
-from sidecar.agent.options import credentials_configured, offline_env
-from sidecar.errors import AgentMisconfigured, UnknownAgent
-from sidecar.settings import SettingsError
 
 KEY = ThreadKey("t1", "alice")
 NEW = Launch("11111111-1111-4111-8111-111111111111")

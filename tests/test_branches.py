@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from session_store import SessionMapping, SqliteSessionMap, ThreadKey
-from sidecar.branches import MOST, Branch, family
+from session_sidecar.sessions.family import MOST, Branch, family
+from session_store import SessionMapping, ThreadKey
+from session_store.sqlite import SqliteSessionMap
 from tests.faults import FaultyModel
 from tests.server import Sidecar
 from tests.transcripts import get, messages, settled

@@ -2,8 +2,8 @@
 
 import asyncio
 
+from session_sidecar.turns.exclusion import Claims
 from session_store import ThreadKey
-from sidecar.claims import Claims
 
 T1, T2 = ThreadKey("t1", "alice"), ThreadKey("t2", "alice")
 

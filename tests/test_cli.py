@@ -12,8 +12,9 @@ from pathlib import Path
 import click
 import pytest
 
-from session_store import SqliteSessionMap, ThreadKey
-from sidecar.cli import main
+from session_sidecar.cli import main
+from session_store import ThreadKey
+from session_store.sqlite import SqliteSessionMap
 from tests.faults import Behaviour, FaultyModel, hold, say, tool
 from tests.server import SECONDS, Sidecar
 from tests.terminal import CTRL_C, CTRL_D, PROGRAM, Terminal, command, environment, relay, shell
@@ -421,9 +422,9 @@ async def test_the_shell_completes_commands_and_options(sidecar: Sidecar) -> Non
 async def test_serve_does_not_pay_for_the_commands_beside_it() -> None:
     code = """if True:
         import sys
-        from sidecar.cli import main
+        from session_sidecar.cli import main
         main(["serve", "--help"], standalone_mode=False)
-        sys.exit(sum(name in sys.modules for name in ("rich", "httpx2", "sidecar.client")))
+        sys.exit(sum(name in sys.modules for name in ("rich", "httpx2", "session_sidecar.client")))
     """
     process = await asyncio.create_subprocess_exec(sys.executable, "-c", code, stdout=asyncio.subprocess.DEVNULL)
     assert await process.wait() == 0

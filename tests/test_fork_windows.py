@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from app import create_app
+from session_sidecar.app import create_app
+from session_sidecar.errors import UnsafeForkPoint
+from session_sidecar.settings import Settings
+from session_sidecar.turns.story import Turns
+from session_sidecar.turns.turn import Turn, TurnRequest
 from session_store import ThreadKey
-from sidecar.errors import UnsafeForkPoint
-from sidecar.settings import Settings
-from sidecar.turn import Turn, TurnRequest
-from sidecar.turns import Turns
 from tests.faults import FaultyModel
 from tests.server import SECONDS, Sidecar, chain
 
@@ -52,7 +52,7 @@ async def turns(
     app = create_app(Settings.load({}, home=tmp_path / "home"))
     async with app.router.lifespan_context(app) as state:
         assert state is not None
-        yield state["turns"]
+        yield state["services"].turns
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -85,7 +85,7 @@ async def test_a_turn_that_begins_at_any_moment_of_a_fork_is_not_part_of_it(
             turn = turns.begin(TurnRequest(parent, "Who am I? [[slow 5 0.1]]", multitask_strategy="enqueue"))
             began.append(turn)
             # It comes as far as it can: to its prompt in the transcript, or to wait until the fork has looked.
-            await until(lambda: turns.threads.running(parent) is not turn or b"Who am I?" in transcript.read_bytes())
+            await until(lambda: turns._exclusion.running(parent) is not turn or b"Who am I?" in transcript.read_bytes())
 
         forking = Interleaved(turns._fork(parent, fork, None), at, begin)
         mapping = await forking

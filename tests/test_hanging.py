@@ -16,7 +16,7 @@ Make = Callable[..., Sidecar]
 
 CODE = """
 import asyncio, time
-from sidecar.agent import safe_options
+from session_sidecar.agent.agents import safe_options
 {function}
     if 'hangs' in key.thread_id:
         {hang}

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from sidecar.offline import OfflineModel
+from session_sidecar.offline import OfflineModel
 from tests.faults import FaultyModel, burst, cut, fail, hold, silent, think, tool, tools
 
 Json = dict[str, Any]

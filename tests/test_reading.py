@@ -10,10 +10,10 @@ from typing import Any, cast
 import pytest
 from claude_agent_sdk import SessionStore, SessionStoreEntry, fork_session, get_session_messages_from_store
 
-from sidecar.agent.chain import Message, entries_of
-from sidecar.agent.chain import conversation as read
-from sidecar.agent.ending import ending
-from sidecar.reading.copying import copy
+from session_sidecar.agent.transcripts.chain import TranscriptMessage, entries_of
+from session_sidecar.agent.transcripts.chain import conversation as read
+from session_sidecar.agent.transcripts.ending import ending
+from session_sidecar.agent.transcripts.fork import copy
 from tests.conversations import conversation, damaged
 
 SEEDS = range(40)
@@ -30,7 +30,7 @@ class Entries:
         return cast("list[SessionStoreEntry]", self._entries)
 
 
-def told(messages: list[Message]) -> list[dict[str, Any]]:
+def told(messages: list[TranscriptMessage]) -> list[dict[str, Any]]:
     return [dataclasses.asdict(message) | {"line": message.line()} for message in messages]
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from bench.bar import bars
 from bench.names import SIZES
 from bench.samples import Samples
-from sidecar.api.routes import ROUTES
-from sidecar.settings import Settings
+from session_sidecar.api.routes import CALLS
+from session_sidecar.settings import Settings
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -31,7 +31,7 @@ def test_every_call_stands_in_the_readme_and_every_one_of_them_is_there() -> Non
             words = cell.split()
             method, path = words if len(words) == 2 else ("GET", words[0])
             named.add((method, path.partition("?")[0]))
-    served = {(method, route.path) for route in ROUTES for method in route.methods or () if method != "HEAD"}
+    served = {(call.method, call.path) for call in CALLS}
     assert named == served
 
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
+from session_sidecar.errors import AgentFailed, IdempotencyMismatch, ReplayGone
+from session_sidecar.settings import Settings
+from session_sidecar.turns.replay import KEY_SECONDS, MAX_KEYS, SWEEP_SECONDS, Replay
+from session_sidecar.turns.turn import Turn, TurnRequest
 from session_store import ThreadKey
-from sidecar.errors import AgentFailed, IdempotencyMismatch, ReplayGone
-from sidecar.replay import KEY_SECONDS, MAX_KEYS, SWEEP_SECONDS, Replay
-from sidecar.settings import Settings
-from sidecar.turn import Turn, TurnRequest
 from tests.faults import Behaviour, FaultyModel
 from tests.modes import WARM
 from tests.server import SECONDS, Sidecar

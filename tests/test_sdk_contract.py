@@ -35,7 +35,7 @@ from claude_agent_sdk import (
     get_session_messages,
 )
 
-from sidecar.agent.files import session_info
+from session_sidecar.agent.transcripts.files import session_info
 from tests.faults import Behaviour, FaultyModel, big, fail, hold, silent, think, tool, tools
 
 Json = dict[str, Any]

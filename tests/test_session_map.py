@@ -11,16 +11,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from session_store import (
-    Cursor,
-    SessionMap,
-    SessionMapping,
-    SessionTaken,
-    SqliteSessionMap,
-    StoreUnavailable,
-    ThreadExists,
-    ThreadKey,
-)
+from session_store import Cursor, SessionMap, SessionMapped, SessionMapping, StoreUnavailable, ThreadKey, ThreadMapped
+from session_store.sqlite import SqliteSessionMap
 
 
 async def open_sqlite(home: Path) -> SessionMap:
@@ -89,7 +81,7 @@ async def test_one_thread_name_is_a_different_thread_for_every_resource(sessions
 async def test_a_mapped_thread_cannot_be_added_again(sessions: SessionMap) -> None:
     added = await sessions.add(KEY, "s1")
     for session in ("s2", "s1"):
-        with pytest.raises(ThreadExists, match="already has a session"):
+        with pytest.raises(ThreadMapped, match="already has a session"):
             await sessions.add(KEY, session)
     assert await sessions.get(KEY) == added
 
@@ -97,10 +89,10 @@ async def test_a_mapped_thread_cannot_be_added_again(sessions: SessionMap) -> No
 async def test_a_session_belongs_to_one_thread_only(sessions: SessionMap) -> None:
     await sessions.add(KEY, "s1")
     other = ThreadKey("t2", "bob")
-    with pytest.raises(SessionTaken, match="Another thread"):
+    with pytest.raises(SessionMapped, match="Another thread"):
         await sessions.add(other, "s1")
     added = await sessions.add(other, "s2")
-    with pytest.raises(SessionTaken):
+    with pytest.raises(SessionMapped):
         await sessions.replace(other, "s1", expected="s2")
     assert await sessions.get(other) == added
 
@@ -189,7 +181,7 @@ async def test_of_fifty_who_add_one_thread_one_wins(sessions: SessionMap) -> Non
     answers = await asyncio.gather(*(sessions.add(KEY, f"s{n}") for n in range(50)), return_exceptions=True)
     won = [answer for answer in answers if isinstance(answer, SessionMapping)]
     assert [await sessions.get(KEY)] == won
-    assert sum(isinstance(answer, ThreadExists) for answer in answers) == 49
+    assert sum(isinstance(answer, ThreadMapped) for answer in answers) == 49
 
 
 async def test_of_fifty_who_claim_one_session_one_wins(sessions: SessionMap) -> None:
@@ -197,7 +189,7 @@ async def test_of_fifty_who_claim_one_session_one_wins(sessions: SessionMap) -> 
     answers = await asyncio.gather(*(sessions.add(key, "s1") for key in keys), return_exceptions=True)
     won = [answer for answer in answers if isinstance(answer, SessionMapping)]
     assert won == await sessions.page("alice", limit=50)
-    assert sum(isinstance(answer, SessionTaken) for answer in answers) == 49
+    assert sum(isinstance(answer, SessionMapped) for answer in answers) == 49
 
 
 async def test_of_fifty_who_replace_what_they_saw_one_wins(sessions: SessionMap) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.settings import Settings, SettingsError
+from session_sidecar.settings import Settings, SettingsError
 
 
 def test_everything_has_a_default() -> None:

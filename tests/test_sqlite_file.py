@@ -18,17 +18,9 @@ from pathlib import Path
 
 import pytest
 
-from session_store import (
-    SessionMapping,
-    SqliteSessionMap,
-    StoreUnavailable,
-    StoreUnusable,
-    ThreadKey,
-    sqlite,
-    sqlite_file,
-    sqlite_pages,
-)
-from session_store.errors import translated
+from session_store import SessionMapping, StoreUnavailable, StoreUnusable, ThreadKey, sqlite, sqlite_file, sqlite_pages
+from session_store.sqlite import SqliteSessionMap
+from session_store.sqlite_connection import translated
 
 KEY = ThreadKey("t1", "alice")
 HOT_JOURNAL = bytes.fromhex("d9d505f920a163d7 00000000 12345678 00000000 00000200 00001000").ljust(512, b"\0")
@@ -599,7 +591,8 @@ async def test_a_second_open_in_the_same_process_is_refused(sessions: SqliteSess
 
 TWENTY_OPENERS = """
 import asyncio, os, sys
-from session_store import SqliteSessionMap, StoreUnusable
+from session_store import StoreUnusable
+from session_store.sqlite import SqliteSessionMap
 
 def say(text):
     os.write(1, f"{text}\\n".encode())  # in one piece, whoever else writes
@@ -659,7 +652,7 @@ def test_one_who_was_killed_is_never_named(file: Path) -> None:
 
 WITH_A_CHILD = """
 import asyncio, subprocess, sys
-from session_store import SqliteSessionMap
+from session_store.sqlite import SqliteSessionMap
 
 async def main():
     await SqliteSessionMap.open(sys.argv[1])
@@ -684,7 +677,8 @@ async def test_a_program_that_outlives_us_does_not_keep_the_lock(file: Path) -> 
 
 WRITER = """
 import asyncio, itertools, sys
-from session_store import SessionMapping, SqliteSessionMap, ThreadKey
+from session_store import SessionMapping, ThreadKey
+from session_store.sqlite import SqliteSessionMap
 
 async def main():
     sessions = await SqliteSessionMap.open(sys.argv[1])
@@ -765,7 +759,7 @@ async def test_a_file_whose_first_commit_was_cut_short_is_made_anew(file: Path, 
 
 REFUSED = """
 import asyncio, sys
-from session_store import SqliteSessionMap
+from session_store.sqlite import SqliteSessionMap
 asyncio.run(SqliteSessionMap.open(sys.argv[1]))
 """
 

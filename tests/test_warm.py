@@ -271,7 +271,7 @@ async def test_a_thread_that_begins_anew_leaves_no_process_of_its_old_session(wa
 
 FAILS_THE_SECOND_TIME = """
 import itertools
-from sidecar.agent import safe_options
+from session_sidecar.agent.agents import safe_options
 asked = itertools.count(1)
 def options(key, name):
     if next(asked) == 2:

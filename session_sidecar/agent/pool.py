@@ -1,0 +1,303 @@
+"""Processes kept ready: warm ones that stay connected to their session, and spares that wait for a new one.
+
+Starting the CLI is most of a cold turn. A connected process does not notice what others write to its session, so it is
+used again only if nothing has changed since it fell idle; a doubt costs a cold start, never a turn.
+
+One that is at work in the background is kept as long as that takes, whatever is kept otherwise.
+"""
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+import os
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any
+
+from claude_agent_sdk import ClaudeAgentOptions
+
+from session_sidecar.agent.process import AgentProcess
+from session_sidecar.agent.starts import Starts
+from session_sidecar.errors import AgentStartFailed, SidecarError
+from session_store import ThreadKey
+
+logger = logging.getLogger(__name__)
+
+AHEAD_SECONDS = 10.0  # for a start that no turn waits for; one that takes longer hangs
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What must be as it was for a warm process to be used: the mapping, the transcript's size, the agent's options.
+
+    `size` is also where the thread's last settled turn ended: what a process at work has written since then is beyond.
+    """
+
+    session_id: str
+    version: int
+    size: int
+    agent: str
+    options: ClaudeAgentOptions
+
+    def fits(self, now: "Fingerprint", *, growing: bool) -> bool:
+        """Whether everything is as it was; with `growing`, the transcript may have become longer."""
+        same_size = self.size <= now.size if growing else self.size == now.size
+        return same_size and dataclasses.replace(self, size=now.size) == now
+
+
+@dataclass(eq=False)
+class _Idle:
+    """A connected process that no turn has."""
+
+    process: AgentProcess
+    watch: asyncio.Task[None]
+
+
+@dataclass(eq=False)
+class _Warm(_Idle):
+    """One that is connected to a thread's session. Until a turn has had it, `hinted` is when it was hinted at."""
+
+    state: Fingerprint
+    hinted: float | None
+
+
+@dataclass(eq=False)
+class Spare:
+    """A connected process without a prompt, and the session ID that it was started for."""
+
+    process: AgentProcess
+    session_id: str
+    used: bool = False
+
+
+class ProcessPool:
+    """Idle processes, bounded in number and in time. Each is watched by a task that is owned here."""
+
+    def __init__(self, *, warm: int, spares: int, idle_seconds: float, work_seconds: float) -> None:
+        """Keep up to `warm` sessions connected and `spares` processes an agent.
+
+        One that nobody used for `idle_seconds` is closed, and one that is at work after `work_seconds`.
+        """
+        self._most_warm = warm
+        self._most_spares = spares
+        self._idle_seconds = idle_seconds
+        self._work_seconds = work_seconds
+        self._warm: dict[ThreadKey, _Warm] = {}  # least recently used first
+        self._spares: dict[str, dict[Spare, _Idle]] = {}
+        self._leaving: dict[asyncio.Task[None], ThreadKey] = {}  # what closes a thread's process
+        self._ahead: dict[AgentProcess, str | None] = {}  # starting with no turn that waits; a spare's with its agent
+        self._starts = Starts(os.cpu_count() or 1)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closing = False
+        self.on_turn: Callable[[ThreadKey, str, AgentProcess], None] = lambda *_: None
+        """Called with its agent when a thread's process begins a turn by itself; `take_speaking` then gives it."""
+
+    @property
+    def most_warm(self) -> int:
+        """How many sessions may stay connected."""
+        return self._most_warm
+
+    @property
+    def working(self) -> int:
+        """How many processes are at work in the background."""
+        return sum(warm.process.at_work for warm in self._warm.values())
+
+    async def start(self, process: AgentProcess) -> None:
+        """Start a process when a core is free for it, in the order of asking. Raises AgentStartFailed.
+
+        One that is told to end while it waits fails at once.
+        """
+        async with self._starts.place(unless=process.ended):
+            await process.start()
+
+    def room_ahead(self) -> contextlib.AbstractAsyncContextManager[None]:
+        """Wait for a core that no turn needs, and have it for `start_ahead`."""
+        return self._starts.place(ahead=True)
+
+    async def start_ahead(self, process: AgentProcess, spare_of: str | None = None) -> None:
+        """Start a process that no turn waits for; it is ended in mid-start if need be. Raises AgentStartFailed.
+
+        Only while having `room_ahead`.
+        """
+        self._ahead[process] = spare_of
+        try:
+            if self._closing:
+                raise AgentStartFailed("The sidecar is shutting down.")
+            await process.start(AHEAD_SECONDS)
+        finally:
+            del self._ahead[process]
+
+    # Warm sessions
+
+    def take(self, key: ThreadKey, now: Fingerprint) -> AgentProcess | None:
+        """The process that is connected to this thread's session, if everything is as it was; else it is closed."""
+        if not self.has(key, now):
+            self._close_warm(key)
+            return None
+        return self._pop(key).process
+
+    def take_speaking(self, key: ThreadKey, process: AgentProcess) -> Fingerprint | None:
+        """Take a thread's process that has begun a turn by itself: its state before that, or None if it is not so."""
+        if key not in self._warm or self._warm[key].process is not process or not process.speaks:
+            return None
+        return self._pop(key).state
+
+    def has(self, key: ThreadKey, now: Fingerprint) -> bool:
+        """Whether a process waits for exactly this, or works on it in the background and may be asked meanwhile."""
+        if key not in self._warm:
+            return False
+        process = self._warm[key].process
+        process.glance()
+        return process.is_alive and self._warm[key].state.fits(now, growing=process.at_work)
+
+    def at_work(self, key: ThreadKey) -> Fingerprint | None:
+        """What was settled of a thread whose process is at work in the background; None where none is."""
+        if key not in self._warm:
+            return None
+        self._warm[key].process.glance()
+        return self._warm[key].state if self._warm[key].process.at_work else None
+
+    def has_room(self, hinted: float) -> bool:
+        """Whether a process that was hinted at then could be kept: beside what turns have had and newer hints."""
+        return len(self._resting()) - len(self._closable(hinted)) < self._most_warm
+
+    def keep(self, key: ThreadKey, state: Fingerprint, process: AgentProcess, *, hinted: float | None = None) -> bool:
+        """Keep a process that has just fallen idle; whether it was kept.
+
+        The least recently used makes room, but none that is at work; and for one that is only hinted at, those alone
+        that were hinted at earlier.
+        """
+        if self._closing or not process.is_alive or (not self._most_warm and not process.at_work):
+            return False
+        self._close_warm(key)
+        if not process.at_work:
+            if hinted is not None and not self.has_room(hinted):
+                return False
+            self._make_room(self._most_warm - 1, self._closable(hinted))
+        self._warm[key] = _Warm(process, self._own(self._attend(key, process)), state, hinted)
+        return True
+
+    async def drop(self, key: ThreadKey) -> None:
+        """See every process of a thread gone: the one that is kept for it, and those that are leaving already."""
+        self._close_warm(key)
+        if leaving := [task for task, whose in self._leaving.items() if whose == key]:
+            await asyncio.wait(leaving)
+
+    def _resting(self) -> list[ThreadKey]:
+        """The threads whose process is not at work, least recently used first."""
+        return [key for key, warm in self._warm.items() if not warm.process.at_work]
+
+    def _closable(self, hinted: float | None) -> list[ThreadKey]:
+        """Those among them that make room: for what was hinted at then, or for what a turn has had."""
+        found = ((key, self._warm[key].hinted) for key in self._resting())
+        return [key for key, at in found if hinted is None or (at is not None and at < hinted)]
+
+    def _make_room(self, most: int, closable: list[ThreadKey]) -> None:
+        """Close what was not used for longest until no more than `most` that are not at work are left."""
+        for key in closable[: max(0, len(self._resting()) - most)]:
+            self._close_warm(key)
+
+    def _pop(self, key: ThreadKey) -> _Warm:
+        warm = self._warm.pop(key)
+        warm.watch.cancel()
+        return warm
+
+    def _close_warm(self, key: ThreadKey) -> None:
+        """Close a thread's process, if it has one; `drop` waits for it."""
+        if key not in self._warm:
+            return
+        closing = self._own(self._pop(key).process.close())
+        self._leaving[closing] = key
+        closing.add_done_callback(self._leaving.pop)
+
+    async def _attend(self, key: ThreadKey, process: AgentProcess) -> None:
+        """Stay with a process that no turn has: until it has been unused for long, has ended, or speaks by itself."""
+        while True:
+            patience = self._work_seconds if process.at_work else self._idle_seconds
+            try:
+                news = await asyncio.wait_for(process.overhear(), patience)
+            except TimeoutError:
+                news = "gone"
+            if news == "turn":
+                self.on_turn(key, self._warm[key].state.agent, process)
+                return
+            if news == "gone":
+                self._close_warm(key)
+                return
+            self._make_room(self._most_warm, self._closable(None))
+
+    # Spares
+
+    def take_spare(self, agent: str) -> Spare | None:
+        """A connected process for a new session of this agent."""
+        waiting = self._spares.get(agent, {})
+        while waiting:
+            spare, idle = waiting.popitem()
+            idle.watch.cancel()
+            if spare.process.is_alive:
+                return spare
+            self._own(spare.process.close())
+        return None
+
+    def give_back(self, agent: str, spare: Spare) -> None:
+        """Take back a spare that was not needed."""
+        if not self.wants_spare(agent):
+            self._own(spare.process.close())
+        else:
+            waiting = self._spares.setdefault(agent, {})
+
+            def close() -> None:
+                if waiting.pop(spare, None):
+                    self._own(spare.process.close())
+
+            async def attend() -> None:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(spare.process.overhear(), self._idle_seconds)
+                close()
+
+            waiting[spare] = _Idle(spare.process, self._own(attend()))
+
+    def wants_spare(self, agent: str) -> bool:
+        """Whether this agent has fewer spares than it may, those that are being started included."""
+        there = len(self._spares.get(agent, {})) + list(self._ahead.values()).count(agent)
+        return not self._closing and there < self._most_spares
+
+    def refill(self, agent: str, spare: Spare) -> None:
+        """Start a spare, which is not started yet, in the background."""
+        self._ahead[spare.process] = agent  # before the task is: another turn may end first
+        self._own(self._refill(agent, spare))
+
+    async def stop(self) -> None:
+        """Keep nothing from here on, and end what is being started ahead: one that hangs would be waited for."""
+        self._closing = True
+        await asyncio.gather(*(process.end() for process in self._ahead))
+
+    async def close(self) -> None:
+        """Close every process and see it gone; none is kept from here on."""
+        await self.stop()
+        idle: list[_Idle] = list(self._warm.values())
+        idle += [idle for waiting in self._spares.values() for idle in waiting.values()]
+        self._warm.clear()
+        self._spares.clear()
+        for one in idle:
+            one.watch.cancel()
+        await asyncio.gather(*(one.process.close() for one in idle))
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    async def _refill(self, agent: str, spare: Spare) -> None:
+        try:
+            async with self.room_ahead():
+                await self.start_ahead(spare.process, agent)
+        except SidecarError as error:
+            logger.warning("a spare process of agent %s did not start: %s", agent, error.detail)
+            await spare.process.close()
+        else:
+            self.give_back(agent, spare)
+
+    def _own(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task

@@ -1,0 +1,286 @@
+"""The SDK's transcripts: whether there is one, where it may be cut, and copies of it.
+
+The SDK's own functions are synchronous and read `CLAUDE_CONFIG_DIR` from this process's environment, so each call here
+goes to a thread. Session IDs are canonical UUIDs from our own table, never anything a caller sent.
+"""
+
+import asyncio
+import contextlib
+import functools
+import os
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from session_sidecar.agent.transcripts import files
+from session_sidecar.agent.transcripts.chain import TranscriptMessage, read_whole
+from session_sidecar.agent.transcripts.ending import read_ending
+from session_sidecar.agent.transcripts.fork import copy
+from session_sidecar.agent.transcripts.lines import linked, tails
+from session_sidecar.agent.transcripts.readers import Readers
+from session_sidecar.errors import MessageNotFound, NotSaved, TranscriptMissing, TranscriptsUnavailable, UnsafeForkPoint
+
+# The pauses between looks for a turn's last message: the CLI has written it by the time of the result, if it can.
+SAVED_SOON = (0.05, 0.2, 0.5)
+TAIL_BYTES = 16 * 2**10
+SOMETHING = 64 * 2**10  # bytes that a volume must take to be called writable
+
+
+@dataclass(frozen=True, slots=True)
+class TranscriptInfo:
+    """A transcript that is there, and how large it is in bytes. It only ever grows."""
+
+    size: int
+
+
+class Transcripts:
+    """The transcripts below one CLI config directory."""
+
+    def __init__(self, claude_config: Path, readers: Readers) -> None:
+        """`claude_config` must be this process's `CLAUDE_CONFIG_DIR` too: the SDK's functions read that."""
+        self._projects = claude_config / "projects"
+        self._readers = readers
+        self._marker = claude_config / "session-sidecar.txt"
+        self._unsaved = False  # the last turn that ended was not
+
+    def prepare(self) -> None:
+        """Mark the directory as the one that goes with a session map that has just been made."""
+        self._marker.write_text(_MARKER, encoding="utf-8")
+
+    async def check(self) -> None:
+        """Raise TranscriptsUnavailable if this is not the directory that goes with the session map.
+
+        An unmounted volume looks like a directory without transcripts; every thread would be begun anew.
+        """
+        await asyncio.to_thread(self._check)
+
+    async def info(self, session_id: str) -> TranscriptInfo | None:
+        """What is known of a session's transcript, or None where the SDK could not resume it.
+
+        Raises SessionAmbiguous, TranscriptsUnavailable.
+        """
+        return await asyncio.to_thread(self._info, session_id)
+
+    async def saved(
+        self, session_id: str, message_id: str | None, *, prompt_id: str, size: int
+    ) -> TranscriptInfo | None:
+        """The same for a turn that has just ended: None, too, if its last message is not in the file, or its prompt.
+
+        `size` is where the turn before it ended, in bytes. The CLI does not say when it cannot write, and goes on from
+        what it remembers. `check_saving` raises from then on until something can be saved.
+        """
+        look = functools.partial(self._saved, session_id, message_id, prompt_id, size)
+        info = await asyncio.to_thread(look)
+        for pause in SAVED_SOON:
+            if info is not None or message_id is None:
+                break
+            await asyncio.sleep(pause)
+            info = await asyncio.to_thread(look)
+        self._unsaved = info is None and message_id is not None
+        return info
+
+    async def check_saving(self) -> None:
+        """Raise NotSaved if the last turn was not saved and nothing can be; TranscriptsUnavailable as `check` does."""
+        await self.check()
+        if self._unsaved:
+            try:
+                await asyncio.to_thread(self._write_something)
+            except OSError as error:
+                raise NotSaved(
+                    f"{self._projects} takes no writes ({error.strerror}): turns that end now are lost at the next "
+                    "start. Make room there, or mount it writable.",
+                    retry_after=30,
+                ) from None
+            self._unsaved = False
+
+    async def fork_point(self, session_id: str, at: str | None, *, size: int | None = None) -> str:
+        """The UUID of the last message a fork is to hold: the end of the API reply that `at` belongs to, or the end.
+
+        `size` is where the last completed turn ended, in bytes; what a running turn has added is left out.
+        Raises TranscriptMissing, SessionAmbiguous, MessageNotFound, and UnsafeForkPoint where a tool call would be cut
+        from its result.
+        """
+        point, path = await self._readers.short(self._fork_point, session_id, at, size)
+        if point is not None:
+            return point
+        return await self._readers.whole(_cut_whole, [path], at, size)
+
+    async def fork(self, session_id: str, up_to: str) -> str:
+        """Copy a transcript up to the message `up_to`, without the model; the new session's ID.
+
+        Raises TranscriptMissing, SessionAmbiguous, NotSaved, TranscriptsUnavailable; no copy is left then.
+        """
+        path, title = await self._readers.short(self._to_fork, session_id)
+        new_id = str(uuid.uuid4())
+        try:
+            with files.saving():
+                await self._readers.whole(copy, [path], session_id, new_id, up_to, title)
+        except BaseException:
+            with contextlib.suppress(OSError):  # there is none, or on a read-only volume none can have been made
+                path.with_name(f"{new_id}.jsonl").unlink()  # of a process that was ended over it
+            raise
+        return new_id
+
+    async def delete(self, session_id: str) -> bool:
+        """Remove a transcript, those of its subagents and what was set aside of it; whether there was anything.
+
+        Of a session that has two, both. Raises TranscriptsUnavailable.
+        """
+        return await asyncio.to_thread(self._delete, session_id)
+
+    async def set_aside(self, session_id: str) -> None:
+        """Rename a file that the SDK cannot resume, so that its session ID can be used again. It is kept.
+
+        Raises NotSaved, TranscriptsUnavailable.
+        """
+        await asyncio.to_thread(self._set_aside, session_id)
+
+    def _check(self) -> None:
+        if not self._marker.exists():
+            raise TranscriptsUnavailable(
+                f"Nothing was changed. Mount {self._marker.parent}; if its transcripts are really lost, "
+                f"put an empty {self._marker.name} there to begin anew.",
+                retry_after=30,
+            )
+
+    def _info(self, session_id: str) -> TranscriptInfo | None:
+        self._check()
+        path = self._find(session_id)
+        if path is None:
+            return None
+        try:
+            file = path.stat()
+        except FileNotFoundError:
+            return None
+        return _look(path, file.st_ino, file.st_size, file.st_mtime_ns)
+
+    def _set_aside(self, session_id: str) -> None:
+        with files.saving():
+            for path in files.everything_of(self._projects, session_id):
+                if path.suffix == ".jsonl":  # an empty one too
+                    path.rename(path.with_suffix(f".unreadable-{time.time_ns()}"))
+
+    def _saved(self, session_id: str, message_id: str | None, prompt_id: str, size: int) -> TranscriptInfo | None:
+        path = self._find(session_id)
+        if message_id is not None and (path is None or not _holds(path, message_id, prompt_id, size)):
+            return None
+        return self._info(session_id)
+
+    def _write_something(self) -> None:
+        self._projects.mkdir(exist_ok=True)
+        with tempfile.TemporaryFile(dir=self._projects) as file:
+            file.write(bytes(SOMETHING))
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _delete(self, session_id: str) -> bool:
+        # Not the SDK's delete_session(): that leaves a second file, an empty one, and what was set aside.
+        with files.saving():
+            found = files.everything_of(self._projects, session_id)
+            for path in found:
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink(missing_ok=True)
+        return bool(found)
+
+    def _fork_point(self, session_id: str, at: str | None, size: int | None) -> tuple[str | None, Path]:
+        """The message to cut after, where the end of the file tells it; and the file."""
+        path = self._find(session_id)
+        if path is None:
+            raise TranscriptMissing(_GONE)
+        ending = read_ending(path, 1, size=size)
+        if ending.complete or any(at in (None, message.uuid) for message in ending.messages):
+            return _cut(ending.messages, at), path
+        return None, path
+
+    def _to_fork(self, session_id: str) -> tuple[Path, str]:
+        """The file to copy, and what the SDK calls its copies after."""
+        path = self._find(session_id)
+        info = files.session_info(path) if path is not None else None
+        if path is None or info is None:
+            raise TranscriptMissing(_GONE)
+        return path, info.custom_title or info.first_prompt or "Forked session"
+
+    def _find(self, session_id: str) -> Path | None:
+        return files.find(self._projects, session_id)
+
+
+def _holds(path: Path, message_id: str, prompt_id: str, size: int) -> bool:
+    """Whether a message is in a transcript, and all that leads to it from its prompt, beyond the first `size` bytes.
+
+    It is looked for from the end, as far as the prompt. A command of the operator's is kept under another UUID than its
+    prompt's: it leads to what was there before.
+    """
+    before: str | None = message_id
+    with path.open("rb") as file:
+        for start, tail in tails(file, TAIL_BYTES, os.fstat(file.fileno()).st_size):
+            lines = tail.splitlines(keepends=True)[1 if start else 0 :]  # not a cut one
+            entries = [entry for line in lines if line.endswith(b"\n") and (entry := linked(line))]
+            parents = {entry["uuid"]: entry.get("parentUuid") for entry in entries}
+            before = message_id
+            while before in parents:
+                if before == prompt_id:
+                    return True
+                before = parents.pop(before)
+            if start <= size:
+                break
+    return before is None or (before != message_id and _is_in(path, before, size))
+
+
+def _is_in(path: Path, message_id: str, size: int) -> bool:
+    """Whether a message is in the first `size` bytes of a transcript, most likely near their end."""
+    with path.open("rb") as file:
+        return any(f'"uuid":"{message_id}"'.encode() in tail for _, tail in tails(file, TAIL_BYTES, size))
+
+
+@functools.lru_cache(maxsize=1024)
+def _look(path: Path, *_state: int) -> TranscriptInfo | None:
+    """What the SDK says of a transcript; remembered while the file's state is the same, as between two turns it is."""
+    info = files.session_info(path)
+    return TranscriptInfo(size=info.file_size or 0) if info is not None else None
+
+
+def _cut_whole(paths: Sequence[Path], at: str | None, size: int | None) -> str:
+    return _cut(read_whole(paths[0], size=size).messages, at)
+
+
+def _cut(messages: list[TranscriptMessage], at: str | None) -> str:
+    """The last message of a branch at `at`, or at the end."""
+    if not messages:
+        raise UnsafeForkPoint("This session has no completed turn yet. Fork it when its first one has ended.")
+    index = len(messages) - 1
+    if at is not None:
+        found = next((i for i, message in enumerate(messages) if message.uuid == at), None)
+        if found is None:
+            raise MessageNotFound(
+                "`at_message_id` must be the uuid of a message of a completed answer in this session."
+            )
+        index, reply = found, messages[found].reply
+        if _is_prompt(messages[index]):
+            raise UnsafeForkPoint("This message is a prompt. Name a message of the answer before it, or after it.")
+        if reply is not None and messages[index].type == "assistant":
+            index = max(i for i, m in enumerate(messages) if m.type == "assistant" and m.reply == reply)
+    # Since the last prompt: calls before it that a crash cut off were answered by the CLI itself when it went on.
+    begin = next((i for i in range(index, -1, -1) if _is_prompt(messages[i])), 0)
+    turn = messages[begin : index + 1]
+    if {call for m in turn for call in m.calls} - {result for m in turn for result in m.results}:
+        end = "the result" if at is not None else "it, or send a message first: the agent then goes on from there"
+        where = "after" if at is not None else "before"
+        raise UnsafeForkPoint(f"Cut there, a tool call would be without its result. Name a message {where} {end}.")
+    return messages[index].uuid
+
+
+def _is_prompt(message: TranscriptMessage) -> bool:
+    return message.type == "user" and not message.results
+
+
+_MARKER = """\
+session-sidecar looks for this file to tell the transcripts beside it from an empty mount point.
+Without it no turn is run, so that no thread is taken for one whose transcript is lost.
+"""
+_GONE = "Its transcript is not there. Fork another thread, or start anew."

@@ -1,0 +1,166 @@
+"""`/v1/chat`: run a turn, rejoin it, stop it, branch a thread."""
+
+import asyncio
+import contextlib
+from dataclasses import replace
+from typing import Any, Literal
+
+from sse_starlette import EventSourceResponse, ServerSentEvent
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
+
+from session_sidecar.api.frames import native
+from session_sidecar.api.http import Incoming, Json
+from session_sidecar.api.models import answers
+from session_sidecar.api.models.answers import session_object
+from session_sidecar.api.models.requests import MAX_ID_CHARS, ChatRequest, ForkRequest, RejoinQuery, Thread
+from session_sidecar.errors import InvalidRequest
+from session_sidecar.sessions.reading import Session
+from session_sidecar.turns.events import CHUNK_BYTES
+from session_sidecar.turns.turn import Turn, TurnRequest
+
+
+async def chat(call: Incoming[ChatRequest]) -> Response:
+    """`POST /v1/chat`: run one turn; it resumes the thread's session, or starts one."""
+    return _begin(call, call.asked.turn())
+
+
+async def rejoin(call: Incoming[RejoinQuery]) -> Response:
+    """`GET /v1/chat`: the stream of the running or just ended turn, from after `Last-Event-ID`."""
+    turn = await call.services.turns.rejoin(call.asked.key, call.asked.turn_id)
+    if turn is None:
+        return Response(status_code=204)
+    return TurnResponse(call, turn, after=_last_event_id(call.request))
+
+
+async def interrupt(call: Incoming[Thread]) -> Response:
+    """`POST /v1/chat/interrupt`: stop the running turn and wait until it has ended."""
+    turn = await call.services.turns.interrupt(call.asked.key)
+    answer: answers.Interrupted = {
+        "object": "interrupt",
+        "turn_id": turn.id if turn else None,
+        "status": turn.status if turn else "idle",
+    }
+    return Json(answer)
+
+
+async def fork(call: Incoming[ForkRequest]) -> Response:
+    """`POST /v1/chat/fork`: branch a thread, and run the branch's first turn if there is a message."""
+    asked = call.asked
+    turn = asked.turn()
+    if turn is None:
+        mapping = await call.services.turns.fork(asked.parent, asked.key, asked.at_message_id)
+        return Json(session_object(Session(mapping, running=False)), 201)
+    return _begin(call, turn)
+
+
+def _begin(call: Incoming[Any], turn: TurnRequest) -> Response:
+    key = call.request.headers.get("idempotency-key")
+    if key is not None and not (1 <= len(key) <= MAX_ID_CHARS and key.isascii() and key.isprintable()):
+        message = f"must be 1 to {MAX_ID_CHARS} printable ASCII characters"
+        raise InvalidRequest("Nothing was started. See `errors`.", [{"field": "Idempotency-Key", "message": message}])
+    request = replace(turn, idempotency_key=key, request_id=call.request.state.request_id)
+    return TurnResponse(call, call.services.turns.begin(request))
+
+
+class TurnResponse(Response):
+    """A turn as its reader sees it: a real HTTP status until the session is known, then the stream or one answer.
+
+    The turn belongs to `Turns`; this only reads it. Each reader is counted, for `on_disconnect: cancel`.
+    """
+
+    def __init__(self, call: Incoming[Any], turn: Turn, *, after: int = 0) -> None:
+        """Read `turn` from the event after the ID `after`."""
+        self._turn = turn
+        self._after = after
+        self._settings = call.services.settings
+        self._as_json = wants_json(call.request.headers.get("accept", ""))
+        self.background = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one reader until the turn has ended or the reader has gone."""
+        turn = self._turn
+        with turn.reader():
+            ready = turn.ended if self._as_json else turn.began
+            if not await _unless_gone(receive, ready):
+                return
+            await turn.wait_until_begun()
+            if self._as_json:
+                await _answer(turn)(scope, receive, send)
+                return
+            turn.log.check(self._after)
+            with contextlib.suppress(TimeoutError):  # a reader that takes nothing is dropped; it may rejoin
+                await self._stream()(scope, receive, _in_pieces(send, self._settings.send_seconds))
+
+    def _stream(self) -> EventSourceResponse:
+        return EventSourceResponse(
+            native(self._turn.log, self._after),
+            sep="\n",
+            headers={"Cache-Control": "no-store, no-transform"},
+            ping=self._settings.ping_seconds,
+            ping_message_factory=lambda: ServerSentEvent(comment="ping", sep="\n"),
+            shutdown_grace_period=self._settings.shutdown_seconds,
+        )
+
+
+def _answer(turn: Turn) -> Response:
+    """The whole turn as one JSON object. Raises the SidecarError of a turn that failed: no 200 with bad news in it."""
+    if turn.status == "failed" and turn.error is not None:
+        raise turn.error.again()
+    result = turn.log.newest("result")
+    text = (result or {}).get("result") or turn.text
+    session = {name: value for name, value in (turn.session or {}).items() if name != "type"}
+    status: Literal["completed", "interrupted"] = "completed" if turn.status == "completed" else "interrupted"
+    answer: answers.TurnAnswer = {"session": session, "status": status, "text": text, "result": result}
+    return Json(answer)
+
+
+def _in_pieces(send: Send, seconds: float) -> Send:
+    """`send`, with a large event cut up: what the server holds for a slow reader is a piece of it, not all.
+
+    Raises TimeoutError where a piece is not taken within so many seconds.
+    """
+    one = asyncio.Lock()  # or a ping would go out in the middle of an event
+
+    async def send_pieces(message: Message) -> None:
+        body = message.get("body", b"")
+        last = max(len(body) - 1, 0) // CHUNK_BYTES * CHUNK_BYTES
+        async with one:
+            for start in range(0, last, CHUNK_BYTES):
+                async with asyncio.timeout(seconds):
+                    await send({**message, "body": body[start : start + CHUNK_BYTES], "more_body": True})
+            async with asyncio.timeout(seconds):
+                await send({**message, "body": body[last:]} if last else message)
+
+    return send_pieces
+
+
+async def _unless_gone(receive: Receive, ready: asyncio.Event) -> bool:
+    """Wait for `ready`; False if the client goes away first."""
+
+    async def gone() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    waiting = [asyncio.ensure_future(ready.wait()), asyncio.ensure_future(gone())]
+    try:
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        return ready.is_set()
+    finally:
+        for task in waiting:
+            task.cancel()
+        await asyncio.wait(waiting)
+
+
+def wants_json(accept: str) -> bool:
+    """Whether an Accept header asks for one JSON answer; anything else gets the stream."""
+    ranges = [part.partition(";")[0].strip().lower() for part in accept.split(",")]
+    return "application/json" in ranges and "text/event-stream" not in ranges
+
+
+def _last_event_id(request: Request) -> int:
+    text = request.headers.get("last-event-id", "0")
+    if not (text.isascii() and text.isdigit() and len(text) < 16):
+        raise InvalidRequest("See `errors`.", [{"field": "Last-Event-ID", "message": "must be the id of an event"}])
+    return int(text)

@@ -1,0 +1,31 @@
+"""`/healthz`, `/readyz` and `/version`, as everyone expects."""
+
+from importlib.metadata import version
+
+from starlette.responses import Response
+
+from session_sidecar.api.http import Incoming, Json, Nothing
+from session_sidecar.api.models import answers
+
+
+async def healthz(_: Incoming[Nothing]) -> Response:
+    """Alive: the event loop answers."""
+    well: answers.Health = {"status": "ok"}
+    return Json(well)
+
+
+async def readyz(call: Incoming[Nothing]) -> Response:
+    """Ready for turns: they can be looked up and saved, and no shutdown is under way. 503 or 507 otherwise."""
+    await call.services.turns.check()
+    well: answers.Health = {"status": "ready"}
+    return Json(well)
+
+
+async def versions(call: Incoming[Nothing]) -> Response:
+    """What runs here: the sidecar, the SDK and its CLI, and what answers."""
+    runs: answers.Versions = {
+        "version": version("session-sidecar"),
+        "claude_agent_sdk": version("claude-agent-sdk"),
+        "model": call.services.turns.model,
+    }
+    return Json(runs)

@@ -1,0 +1,138 @@
+"""What every call has in common: how it is described, and how it is read before its handler has it."""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Generic, Literal, TypeVar, cast
+
+from pydantic import BaseModel
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from session_sidecar.api.models.bodies import Bodies, validated
+from session_sidecar.errors import InvalidRequest, SidecarError, UnsupportedMediaType
+from session_sidecar.sessions.changes import Changes
+from session_sidecar.sessions.reading import Reading
+from session_sidecar.settings import Settings
+from session_sidecar.turns.story import Turns
+
+M = TypeVar("M", bound=BaseModel)
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What handlers call: made by the composition root, and there as long as the application runs."""
+
+    settings: Settings
+    turns: Turns
+    reading: Reading
+    changes: Changes
+    bodies: Bodies
+
+
+class Incoming(Generic[M]):
+    """A call as its handler gets it: what is asked, already validated, and what answers it."""
+
+    def __init__(self, request: Request, asked: M) -> None:
+        self.request = request
+        self.asked = asked
+
+    @property
+    def services(self) -> Services:
+        """The application's."""
+        return services(self.request)
+
+
+class Nothing(BaseModel):
+    """A call that takes no parameters. Whatever is appended is let pass, as probes do that."""
+
+
+@dataclass(frozen=True)
+class Call(Generic[M]):
+    """One call: its method and path, what it asks, what it answers, and which problems it has of its own.
+
+    `asks` is the body of POST, PUT and PATCH, the query of the others. `answers` gives the shape of each status.
+    """
+
+    method: Literal["GET", "POST", "PUT", "PATCH", "DELETE"]
+    path: str
+    handler: Callable[[Incoming[M]], Awaitable[Response]]
+    asks: type[M]
+    answers: dict[int, Any]
+    problems: tuple[type[SidecarError], ...] = ()
+    is_reading: bool = False  # it changes nothing, and is left where it is when its client has gone
+
+    @property
+    def has_body(self) -> bool:
+        """Whether what is asked travels in the body."""
+        return self.method in {"POST", "PUT", "PATCH"}
+
+    @property
+    def route(self) -> Route:
+        """The call, for the router."""
+        return Route(self.path, self._serve, methods=[self.method])
+
+    async def _serve(self, request: Request) -> Response:
+        """The one place that knows who calls (see access.py) and what for, before anything is done."""
+        asked = await _asked(request, self)
+        names = ("thread_id", "resource_id")
+        request.state.log.update({name: getattr(asked, name) for name in names if hasattr(asked, name)})
+        answer = self.handler(Incoming(request, asked))
+        return await (_while_read(request, answer) if self.is_reading else answer)
+
+
+class Json(JSONResponse):
+    """JSON that can say whatever a transcript holds: half an emoji is no UTF-8, but can be escaped."""
+
+    def render(self, content: Any) -> bytes:
+        """The body, in ASCII."""
+        return json.dumps(content, separators=(",", ":")).encode()
+
+
+def services(request: Request) -> Services:
+    """What the application is made of."""
+    return cast("Services", request.state.services)
+
+
+async def _asked(request: Request, call: Call[M]) -> M:
+    if call.asks is Nothing:
+        return call.asks()
+    return await _body(request, call.asks) if call.has_body else _query(request, call.asks)
+
+
+async def _body(request: Request, model: type[M]) -> M:
+    """The JSON body as `model`. Raises the SidecarError that says what is wrong with it; nothing of it is kept then."""
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        raise UnsupportedMediaType("Send `Content-Type: application/json`.")
+    return await services(request).bodies.read(request, model)
+
+
+def _query(request: Request, model: type[M]) -> M:
+    """The query string as `model`. Raises InvalidRequest."""
+    items = request.query_params.multi_items()
+    data = dict(items)
+    if len(data) < len(items):
+        names = {name for name, _ in items if request.query_params.getlist(name)[1:]}
+        raise InvalidRequest("A parameter is there twice.", [{"field": n, "message": "given twice"} for n in names])
+    return validated(model, data)
+
+
+async def _while_read(request: Request, work: Awaitable[Response]) -> Response:
+    """The answer to a reader, who is worked for as long as they are there."""
+    answer, gone = asyncio.ensure_future(work), asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait((answer, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not answer.done():
+            return Response(status_code=499)  # nobody reads this, but the log has nginx's status
+        return answer.result()
+    finally:
+        answer.cancel()
+        gone.cancel()
+        await asyncio.wait((answer, gone))
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

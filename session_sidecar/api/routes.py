@@ -1,0 +1,157 @@
+"""Every call: its method and path, what answers it, what it asks and answers, and its problems.
+
+The README's table is held to this one by a test, and so is the router.
+"""
+
+from typing import Any
+
+from session_sidecar import errors
+from session_sidecar.api import chat, health, sessions
+from session_sidecar.api.http import Call, Nothing
+from session_sidecar.api.models import answers, requests
+
+# What a call that looks into transcripts may say of them.
+_READING = (
+    errors.SessionNotFound,
+    errors.TranscriptMissing,
+    errors.SessionAmbiguous,
+    errors.TranscriptsUnavailable,
+)
+_TURN = (
+    errors.IdempotencyMismatch,
+    errors.MessageTooLarge,
+    errors.UnknownAgent,
+    errors.AgentMisconfigured,
+    errors.TooManyTurns,
+    errors.QueueFull,
+    errors.ThreadBusy,
+    errors.ThreadDeleted,
+    errors.ShuttingDown,
+    errors.TranscriptMissing,
+    errors.SessionAmbiguous,
+    errors.SessionNotFound,
+    errors.TranscriptsUnavailable,
+    errors.NotSaved,
+    errors.ReplayGone,
+    errors.TurnInterrupted,
+    errors.TurnTimeout,
+    errors.TurnLimit,
+    errors.AgentStartFailed,
+    errors.AgentFailed,
+    errors.ApiFailed,
+)
+_FORK = (errors.ThreadExists, errors.MessageNotFound, errors.UnsafeForkPoint)
+
+CALLS: tuple[Call[Any], ...] = (
+    Call("POST", "/v1/chat", chat.chat, requests.ChatRequest, {200: answers.TurnAnswer}, _TURN),
+    Call(
+        "GET",
+        "/v1/chat",
+        chat.rejoin,
+        requests.RejoinQuery,
+        {200: answers.TurnAnswer, 204: None},
+        (errors.ReplayGone,),
+    ),
+    Call(
+        "POST",
+        "/v1/chat/interrupt",
+        chat.interrupt,
+        requests.Thread,
+        {200: answers.Interrupted},
+        (errors.SessionNotFound,),
+    ),
+    Call(
+        "POST",
+        "/v1/chat/fork",
+        chat.fork,
+        requests.ForkRequest,
+        {200: answers.TurnAnswer, 201: answers.DescribedSession},
+        (*_TURN, *_FORK),
+    ),
+    Call(
+        "GET",
+        "/v1/sessions",
+        sessions.list_sessions,
+        requests.ListQuery,
+        {200: answers.SessionList},
+        (errors.TranscriptsUnavailable,),
+        is_reading=True,
+    ),
+    Call(
+        "DELETE",
+        "/v1/sessions",
+        sessions.erase_resource,
+        requests.EraseQuery,
+        {200: answers.Deleted},
+        (errors.ThreadBusy, errors.TranscriptsUnavailable),
+    ),
+    Call(
+        "GET",
+        "/v1/session",
+        sessions.get_session,
+        requests.SessionQuery,
+        {200: answers.DescribedSession},
+        (errors.SessionNotFound, errors.TranscriptsUnavailable),
+        is_reading=True,
+    ),
+    Call(
+        "PUT",
+        "/v1/session",
+        sessions.adopt_session,
+        requests.Adoption,
+        {200: answers.DescribedSession, 201: answers.DescribedSession},
+        (*_READING, errors.ThreadBusy, errors.ThreadExists, errors.SessionTaken, errors.SessionBusy),
+    ),
+    Call(
+        "PATCH",
+        "/v1/session",
+        sessions.update_session,
+        requests.SessionPatch,
+        {200: answers.DescribedSession},
+        (*_READING, errors.ThreadBusy, errors.NotSaved),
+    ),
+    Call(
+        "DELETE",
+        "/v1/session",
+        sessions.delete_session,
+        requests.DeleteQuery,
+        {204: None},
+        (errors.ThreadBusy, errors.TranscriptsUnavailable),
+    ),
+    Call(
+        "POST",
+        "/v1/session/warm",
+        sessions.warm_session,
+        requests.WarmRequest,
+        {202: answers.Warming},
+        (errors.SessionNotFound, errors.UnknownAgent),
+    ),
+    Call(
+        "GET",
+        "/v1/session/messages",
+        sessions.list_messages,
+        requests.MessagesQuery,
+        {200: answers.MessageList},
+        (*_READING, errors.MessageNotFound),
+        is_reading=True,
+    ),
+    Call(
+        "GET",
+        "/v1/session/branches",
+        sessions.show_branches,
+        requests.Thread,
+        {200: answers.Branches},
+        (errors.SessionNotFound, errors.TranscriptsUnavailable),
+        is_reading=True,
+    ),
+    Call("GET", "/healthz", health.healthz, Nothing, {200: answers.Health}),
+    Call(
+        "GET",
+        "/readyz",
+        health.readyz,
+        Nothing,
+        {200: answers.Health},
+        (errors.TranscriptsUnavailable, errors.NotSaved, errors.ShuttingDown),
+    ),
+    Call("GET", "/version", health.versions, Nothing, {200: answers.Versions}),
+)

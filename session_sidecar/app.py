@@ -1,0 +1,128 @@
+"""The composition root: settings in, a Starlette application out."""
+
+import asyncio
+import contextlib
+import gc
+import logging
+import os
+from collections.abc import AsyncIterator
+from typing import Any, Literal
+
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+
+from session_sidecar.agent.agents import Agents, credentials_configured, offline_env
+from session_sidecar.agent.descendants import HOME_VARIABLE, home_mark
+from session_sidecar.agent.orphans import end_orphans, guarded_cli
+from session_sidecar.agent.pool import ProcessPool
+from session_sidecar.agent.transcripts.history import History
+from session_sidecar.agent.transcripts.readers import Readers
+from session_sidecar.agent.transcripts.transcripts import Transcripts
+from session_sidecar.api.front import HANDLERS, Front
+from session_sidecar.api.http import Services
+from session_sidecar.api.models.bodies import Bodies
+from session_sidecar.api.routes import CALLS
+from session_sidecar.offline import OfflineModel
+from session_sidecar.server.shutdown import on_shutdown_signal
+from session_sidecar.sessions.changes import Changes
+from session_sidecar.sessions.reading import Reading
+from session_sidecar.sessions.retention import retention
+from session_sidecar.settings import Settings
+from session_sidecar.turns.ending import Afterwards
+from session_sidecar.turns.exclusion import Exclusion
+from session_sidecar.turns.plan import Planner
+from session_sidecar.turns.processes import Processes
+from session_sidecar.turns.replay import Replay
+from session_sidecar.turns.story import Turns
+from session_sidecar.turns.warming import Warming
+from session_store import SessionMap, open_session_map
+
+logger = logging.getLogger(__name__)
+
+
+def create_app(settings: Settings) -> Starlette:
+    """The application. Everything it holds is opened when it starts and closed when it stops."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[dict[str, Any]]:
+        for directory in (settings.home, settings.claude_config, settings.workspace, settings.temporary):
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        readers = Readers()
+        transcripts = Transcripts(settings.claude_config, readers)
+        if not settings.database.exists():
+            transcripts.prepare()
+        # The SDK's session functions read this from the process, not from options.
+        os.environ["CLAUDE_CONFIG_DIR"] = str(settings.claude_config)
+        offline = settings.model == "offline" or (
+            settings.model == "auto" and not credentials_configured(settings.claude_config)
+        )
+        async with contextlib.AsyncExitStack() as stack:
+            env: dict[str, str] = {}
+            if offline:
+                env = offline_env((await stack.enter_async_context(OfflineModel())).url)
+                logger.warning("no real model answers: this is the built-in stand-in (see --model)")
+            session_map = await open_session_map(settings.database_url)
+            stack.push_async_callback(session_map.close)
+            # From here on this home is ours alone, and so is every CLI that still runs in it.
+            await asyncio.to_thread(end_orphans, settings.claude_config)
+            agents = Agents(
+                settings.agents,
+                cwd=settings.workspace,
+                env={
+                    "CLAUDE_CODE_TMPDIR": str(settings.temporary),
+                    HOME_VARIABLE: home_mark(settings.claude_config),
+                    **env,
+                },
+                launcher=guarded_cli(settings.home.absolute()),
+            )
+            turns = make_turns(settings, session_map, transcripts, agents, "offline" if offline else "live")
+            stack.push_async_callback(turns.close)
+            stack.push_async_callback(readers.close)  # first: no turn's end waits for a long fork
+            stack.enter_context(on_shutdown_signal(turns.stop_all))
+            history = History(settings.claude_config, readers)
+            reading = Reading(session_map, history, turns)
+            changes = Changes(
+                session_map=session_map, transcripts=transcripts, history=history, turns=turns, settings=settings
+            )
+            await stack.enter_async_context(retention(session_map, changes, settings))
+            # What is loaded by now lives as long as the process; each full collection would walk it, for up to 0.1 s.
+            gc.collect()
+            gc.freeze()
+            yield {"services": Services(settings, turns, reading, changes, Bodies(settings.max_message_bytes))}
+
+    return Starlette(
+        routes=[call.route for call in CALLS],
+        lifespan=lifespan,
+        middleware=[Middleware(Front)],
+        exception_handlers=HANDLERS,
+    )
+
+
+def make_turns(
+    settings: Settings,
+    session_map: SessionMap,
+    transcripts: Transcripts,
+    agents: Agents,
+    model: Literal["live", "offline"],
+) -> Turns:
+    """The turns of a sidecar, with what each of them passes through."""
+    pool = ProcessPool(
+        warm=settings.most_warm_sessions,
+        spares=settings.spare_processes,
+        idle_seconds=settings.warm_idle_seconds,
+        work_seconds=settings.turn_seconds,
+    )
+    exclusion, processes = Exclusion(queue_turns=settings.queue_turns), Processes(agents, pool)
+    return Turns(
+        session_map=session_map,
+        agents=agents,
+        transcripts=transcripts,
+        exclusion=exclusion,
+        replay=Replay(settings),
+        planner=Planner(session_map, transcripts, exclusion, processes.settled),
+        processes=processes,
+        afterwards=Afterwards(session_map, transcripts),
+        warming=Warming(session_map, agents, transcripts, pool, exclusion),
+        settings=settings,
+        model=model,
+    )

@@ -1,0 +1,141 @@
+"""Mappings changed by hand, not by a turn: a thread forgotten, a whole resource erased, a session adopted."""
+
+import asyncio
+
+import session_store
+from session_sidecar.agent.orphans import live_clis
+from session_sidecar.agent.transcripts.files import is_session_id
+from session_sidecar.agent.transcripts.history import History
+from session_sidecar.agent.transcripts.transcripts import Transcripts
+from session_sidecar.errors import (
+    InvalidRequest,
+    SessionBusy,
+    SessionNotFound,
+    SessionTaken,
+    ThreadBusy,
+    ThreadDeleted,
+    ThreadExists,
+    TranscriptMissing,
+)
+from session_sidecar.sessions.reading import Session
+from session_sidecar.settings import Settings
+from session_sidecar.turns.story import Turns
+from session_store import SessionMap, ThreadKey
+
+BATCH = 100
+
+
+__all__ = ["Changes", "is_session_id"]
+
+
+class Changes:
+    """The mappings of this process, for changes while no turn is on the thread."""
+
+    def __init__(
+        self,
+        *,
+        session_map: SessionMap,
+        transcripts: Transcripts,
+        history: History,
+        turns: Turns,
+        settings: Settings,
+    ) -> None:
+        self._map = session_map
+        self._transcripts = transcripts
+        self._history = history
+        self._turns = turns
+        self._claude_config = settings.claude_config
+
+    async def forget(
+        self, key: ThreadKey, *, transcript: bool = False, force: bool = False, version: int | None = None
+    ) -> bool:
+        """Remove a thread's mapping, and its transcript if asked to; whether there was a mapping.
+
+        Turns on the thread are stopped with `force`, the waiting ones too, and their processes are gone before anything
+        is removed. With `version`, a mapping that has another one by now stays. Raises ThreadBusy, and
+        TranscriptsUnavailable before anything is removed.
+        """
+        if transcript:
+            await self._transcripts.check()  # else the mapping would go, and the transcript be back with its volume
+        async with self._turns.hold(key, stop=_DELETED if force else None):
+            mapping = await self._map.get(key)
+            if mapping is None:
+                self._turns.forget(key)
+                return False
+            if version not in (None, mapping.version):
+                return False
+            # The transcript goes first: after a crash between the two the mapping is still there, and whoever asks
+            # again finds the rest by it. The other way round, nothing would say any more whose the transcript was.
+            if transcript:
+                await self._transcripts.delete(mapping.sdk_session_id)
+            removed = await self._map.remove(key, expected=mapping.sdk_session_id, version=mapping.version)
+            self._turns.forget(key)
+            return removed is not None
+
+    async def forget_all(self, resource_id: str, *, transcripts: bool = False, force: bool = False) -> int:
+        """Remove all mappings of a resource, as `forget` does each; how many there were.
+
+        When it returns, all of them are gone, those that were added meanwhile too. Without `force` it raises ThreadBusy
+        before anything is removed, or where it comes to a turn that has begun since then: what was removed until then
+        stays removed, and asking again removes the rest.
+        """
+        busy = self._turns.busy(resource_id)
+        if busy and not force:
+            raise ThreadBusy(
+                f"Turns are on {len(busy)} threads of this resource; nothing was removed. "
+                "Wait for them, or send `force=true` to stop them.",
+                retry_after=1,
+            )
+        count = 0
+        for key in busy:  # some are about to make their mapping
+            count += await self.forget(key, transcript=transcripts, force=force)
+        while rows := await self._map.page(resource_id, limit=BATCH, descending=False):
+            for row in rows:
+                count += await self.forget(row.key, transcript=transcripts, force=force)
+        return count
+
+    async def describe(self, key: ThreadKey, changes: dict[str, str | None]) -> Session:
+        """Set a session's `title` or `tag`, or both: see `History.describe`. The session as it is then.
+
+        Raises ThreadBusy, SessionNotFound, TranscriptMissing, SessionAmbiguous, InvalidRequest, NotSaved,
+        TranscriptsUnavailable.
+        """
+        async with self._turns.hold(key):
+            mapping = await self._map.get(key)
+            if mapping is None:
+                raise SessionNotFound("There is no such thread of this resource.")
+            try:
+                await self._history.describe(mapping.sdk_session_id, changes)
+            except ValueError as error:
+                raise InvalidRequest("Nothing was changed.", [{"field": "tag", "message": str(error)}]) from None
+            (outline,) = await self._history.outlines([mapping.sdk_session_id])
+        return Session(mapping, running=False, metadata=outline)
+
+    async def adopt(self, key: ThreadKey, session_id: str) -> tuple[Session, bool]:
+        """Map a thread to a session that exists; the session, and whether its mapping is new.
+
+        Raises ThreadBusy, ThreadExists, TranscriptMissing, SessionTaken, SessionBusy, TranscriptsUnavailable.
+        """
+        async with self._turns.hold(key):
+            mapping = await self._map.get(key)
+            if mapping is not None and mapping.sdk_session_id == session_id:
+                return Session(mapping, running=False), False
+            if mapping is not None:
+                raise ThreadExists("This thread has another session. Choose another `thread_id`, or delete this one.")
+            if await self._transcripts.info(session_id) is None:
+                raise TranscriptMissing(
+                    "There is no transcript of this session that could be resumed. "
+                    f"Put its .jsonl into {self._claude_config}/projects/, in the directory it comes from."
+                )
+            try:
+                added = await self._map.add(key, session_id)
+            except session_store.SessionMapped:
+                raise SessionTaken("Fork that thread instead: the fork has a session of its own.") from None
+            # Only now, as it is no stranger's CLI if the session is another thread's.
+            if any(cli.session_id == session_id for cli in await asyncio.to_thread(live_clis, self._claude_config)):
+                await self._map.remove(key, expected=session_id)
+                raise SessionBusy("A CLI has this session open, and would lose its turns. Close it, then try again.")
+            return Session(added, running=False), True
+
+
+_DELETED = ThreadDeleted("Its turns were stopped. Send the message again to begin the thread anew.")

@@ -1,0 +1,135 @@
+"""The operator's settings, from `SIDECAR_*` in the environment; `serve`'s options come on top."""
+
+import contextlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+ENV_PREFIX = "SIDECAR_"
+_MOST_WARM = 32
+_CLI_BYTES = 130 * 2**20  # what a connected CLI takes of its own, and some
+LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
+CLIENT_VARIABLES = {"SIDECAR_URL", "SIDECAR_TOKEN"}  # where the command line finds a sidecar; none of the server's
+
+
+class SettingsError(Exception):
+    """A setting is wrong; the message is one line that names it."""
+
+
+class Settings(BaseModel):
+    """All settings, each `SIDECAR_` and its upper-case name in the environment."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    home: Path = Field(Path("var"), description="where everything is kept: database, transcripts, workspace")
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: int = Field(8000, ge=0, le=65535, description="port to listen on")
+    model: Literal["live", "offline", "auto"] = Field(
+        "live",
+        description="`live`: the real API; `offline`: the built-in stand-in; `auto`: offline without credentials",
+    )
+    agents: str | None = Field(None, description="agents.toml, or package.module:function")
+    max_message_bytes: int = Field(4 * 2**20, ge=1, description="a message larger than this is refused with 413")
+    max_turns: int = Field(
+        100,
+        ge=1,
+        description="turns at once, waiting ones and work in the background included; more are refused with 503",
+    )
+    queue_turns: int = Field(8, ge=0, description="turns that may wait for one thread (`multitask_strategy: enqueue`)")
+    turn_seconds: float = Field(
+        3600,
+        gt=0,
+        description="a turn that runs for so long is ended, and so is work in the background",
+    )
+    turn_idle_seconds: float = Field(600, gt=0, description="a turn whose CLI says nothing for so long is ended")
+    warm_sessions: int | None = Field(
+        None,
+        ge=0,
+        description="sessions that stay connected after a turn; by default in a quarter of the memory, at most 32",
+    )
+    warm_idle_seconds: float = Field(300, gt=0, description="an unused connected process is closed after this")
+    spare_processes: int = Field(1, ge=0, description="connected processes that wait for new threads, an agent")
+    interrupt_seconds: float = Field(5, gt=0, description="what an interrupted turn may take before its CLI is ended")
+    shutdown_seconds: float = Field(15, gt=0, description="what open streams may take at shutdown")
+    replay_seconds: float = Field(60, ge=0, description="how long an ended turn can be rejoined")
+    replay_events: int = Field(20_000, ge=16, description="events held of one turn")
+    replay_bytes: int = Field(32 * 2**20, ge=1024, description="memory for the events of one turn, in bytes")
+    replay_bytes_total: int | None = Field(
+        None,
+        ge=1024,
+        description="memory for the events of all turns held, in bytes; by default an eighth of the memory. The least "
+        "recently used ended turns go first, then the oldest events of the turn in use that holds most",
+    )
+    send_seconds: float = Field(30, gt=0, description="a reader that takes nothing for so long is dropped")
+    retention_days: float | None = Field(
+        None, gt=0, le=36_500, description="mappings that nobody used for so many days are removed; by default none is"
+    )
+    retention_transcripts: Literal["keep", "delete"] = Field(
+        "keep", description="what becomes of their transcripts; deleted ones are gone for good"
+    )
+    ping_seconds: float = Field(3, gt=0, description="seconds between comment pings on a stream")
+
+    @classmethod
+    def load(cls, environ: Mapping[str, str] | None = None, **overrides: Any) -> Self:
+        """Read the environment, then `overrides` (None means not given).
+
+        Raises SettingsError for a value that is wrong and for a `SIDECAR_` name that is no setting.
+        """
+        environ = os.environ if environ is None else environ
+        given: dict[str, Any] = {
+            k[len(ENV_PREFIX) :].lower(): v for k, v in environ.items() if k.startswith(ENV_PREFIX)
+        }
+        given |= {name: value for name, value in overrides.items() if value is not None}
+        try:
+            return cls.model_validate(given)
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = ENV_PREFIX + str(first["loc"][0]).upper()
+            raise SettingsError(f"{name}: {first['msg']}") from None
+
+    @property
+    def most_warm_sessions(self) -> int:
+        """How many sessions to keep connected: by default in a quarter of the memory there is, and at most 32."""
+        by_memory = min(_MOST_WARM, memory_bytes() // 4 // _CLI_BYTES)
+        return by_memory if self.warm_sessions is None else self.warm_sessions
+
+    @property
+    def replay_bytes_of_all(self) -> int:
+        """What the events of all turns held may take, in bytes."""
+        return memory_bytes() // 8 if self.replay_bytes_total is None else self.replay_bytes_total
+
+    @property
+    def database(self) -> Path:
+        """The session map's file."""
+        return self.home.absolute() / "sidecar.db"
+
+    @property
+    def database_url(self) -> str:
+        """The session map, as `open_session_map` takes it."""
+        return f"sqlite://{self.database}"
+
+    @property
+    def claude_config(self) -> Path:
+        """The CLI's config directory, which holds the transcripts."""
+        return self.home.absolute() / "claude"
+
+    @property
+    def temporary(self) -> Path:
+        """The CLI's scratch directory."""
+        return self.home.absolute() / "tmp"
+
+    @property
+    def workspace(self) -> Path:
+        """The CLI's working directory."""
+        return self.home.absolute() / "workspace"
+
+
+def memory_bytes() -> int:
+    """The machine's memory, or what the container may use of it (cgroup v2), in bytes."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    with contextlib.suppress(OSError, ValueError):  # no limit, or none that can be read
+        memory = min(memory, int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="utf-8")))
+    return memory

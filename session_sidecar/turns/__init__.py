@@ -1,0 +1,1 @@
+"""One turn, from the claim of its thread to its end; and what is kept between two."""

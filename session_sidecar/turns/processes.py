@@ -1,0 +1,119 @@
+"""The process for a turn: one that is ready where there is one, else a new one; and what becomes of it afterwards."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+from session_sidecar.agent.agents import Agents, Launch
+from session_sidecar.agent.pool import Fingerprint, ProcessPool, Spare
+from session_sidecar.agent.process import AgentProcess, without_session
+from session_sidecar.errors import ThreadBusy
+from session_sidecar.turns.plan import Plan, Seen, make_id
+from session_sidecar.turns.turn import Turn
+from session_store import SessionMapping, ThreadKey
+
+
+class Processes:
+    """Agent processes by what a turn needs. Whoever asks for one has the claim on its thread."""
+
+    def __init__(self, agents: Agents, pool: ProcessPool) -> None:
+        self._agents = agents
+        self._pool = pool
+
+    def on_turn(self, callback: Callable[[ThreadKey, str, AgentProcess], None]) -> None:
+        """Have `callback` called when a thread's process begins a turn by itself; see `ProcessPool.on_turn`."""
+        self._pool.on_turn = callback
+
+    @contextlib.contextmanager
+    def spare(self, turn: Turn, seen: Seen) -> Iterator[Spare | None]:
+        """A process that waits for a new session, for a thread that has none. Taken and not used, it goes back."""
+        agent = turn.request.agent
+        is_new = seen.mapping is None and seen.branching is None
+        spare = self._pool.take_spare(agent) if is_new else None
+        try:
+            yield spare
+        finally:
+            if spare is not None and not spare.used:
+                self._pool.give_back(agent, spare)
+
+    async def get(self, turn: Turn, plan: Plan, spare: Spare | None) -> AgentProcess:
+        """The process for this turn: warm, the spare, or a new one that `connect` has yet to start.
+
+        Raises UnknownAgent, AgentMisconfigured, and ThreadBusy where the one there is at work for another agent.
+        """
+        agent, key = turn.request.agent, turn.request.key
+        if spare is not None:
+            await self._pool.drop(key)
+            spare.used, turn.process_came = True, "spare"
+            return spare.process
+        options = await self._agents.options(agent, key, plan.launch)
+        if plan.outcome == "resumed":
+            state = Fingerprint(plan.launch.session_id, plan.version, plan.size, agent, without_session(options))
+            if not self._pool.has(key, state) and turn.request.multitask_strategy != "interrupt":
+                self.check_rest(key)
+            if warm := self._pool.take(key, state):
+                turn.process_came = "warm"
+                return warm
+        # What is or was connected there has another session, or knows less of this one; two would write to it.
+        await self._pool.drop(key)
+        turn.process_came = "cold"
+        return AgentProcess(options)
+
+    async def connect(self, process: AgentProcess) -> None:
+        """Start a process that is not connected yet. Raises AgentStartFailed."""
+        if not process.is_alive:
+            await self._pool.start(process)
+
+    async def put(self, turn: Turn, mapping: SessionMapping | None, size: int, process: AgentProcess) -> None:
+        """Keep the process for the thread's next turn if it can be trusted with that, else see it gone. Never fails.
+
+        `mapping` is the thread's as the turn has left it, `size` that of its transcript in bytes; None where the turn
+        did not come to a result, or its process cannot be trusted.
+        """
+        agent, key = turn.request.agent, turn.request.key
+        if mapping is None or not self._pool.keep(
+            key, Fingerprint(mapping.sdk_session_id, mapping.version, size, agent, process.options), process
+        ):
+            await process.close()
+        await self._refill(agent, key)
+
+    async def drop(self, key: ThreadKey) -> None:
+        """Close the thread's process, if one is connected, and see it gone: its transcript is about to change."""
+        await self._pool.drop(key)
+
+    def settled(self, key: ThreadKey) -> int | None:
+        """Where the last turn ended in the transcript of a thread whose process is at work, in bytes; else None."""
+        state = self._pool.at_work(key)
+        return state.size if state else None
+
+    def take_speaking(self, key: ThreadKey, process: AgentProcess) -> Fingerprint | None:
+        """Take a process that has begun a turn by itself, with its state before that; None if another has it by now."""
+        return self._pool.take_speaking(key, process)
+
+    def check_rest(self, key: ThreadKey) -> None:
+        """Raise ThreadBusy if the thread's process is at work in the background: it is not closed under that."""
+        if self._pool.at_work(key):
+            raise ThreadBusy(
+                "No turn runs, but the agent has tasks in the background. Wait for them, or end them: a message with "
+                "`multitask_strategy`: `interrupt`, a deletion with `force=true`.",
+                retry_after=5,
+            )
+
+    @property
+    def working(self) -> int:
+        """How many processes are at work in the background, with no turn that runs."""
+        return self._pool.working
+
+    async def stop(self) -> None:
+        """Keep no process from here on, and end those that are being started for turns yet to come."""
+        await self._pool.stop()
+
+    async def close(self) -> None:
+        """Close every process that is kept."""
+        await self._pool.close()
+
+    async def _refill(self, agent: str, key: ThreadKey) -> None:
+        """Have a spare ready for the next new thread; only of agents that are the same for every thread."""
+        if self._agents.is_preset(agent) and self._pool.wants_spare(agent):
+            session_id = make_id()
+            options = await self._agents.options(agent, key, Launch(session_id))
+            self._pool.refill(agent, Spare(AgentProcess(options), session_id))

@@ -1,0 +1,93 @@
+"""Which session a turn is for, as a table: what there is and what is asked, and what is done then."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from session_sidecar.agent.agents import Launch
+from session_sidecar.agent.transcripts.transcripts import TranscriptInfo
+from session_sidecar.errors import TranscriptMissing
+from session_sidecar.turns.plan import Branching, Plan, Seen, decide
+from session_sidecar.turns.turn import Settled, TurnRequest
+from session_store import SessionMapping, ThreadKey
+
+KEY = ThreadKey("t1", "alice")
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+PARENT = Branching("t0", "parent", "m9")
+MESSAGE = TurnRequest(KEY, "Hello")
+FORK = TurnRequest(KEY, "Hello", fork_of=ThreadKey("t0", "alice"))
+STRICT = TurnRequest(KEY, "Hello", if_missing="fail")
+
+
+def mapped(version: int = 3, **fields: Any) -> SessionMapping:
+    given = {"parent_thread_id": None, "parent_message_id": None, "created_at": NOW, "updated_at": NOW, **fields}
+    return SessionMapping("t1", "alice", "old", version=version, **given)
+
+
+HUNDRED = TranscriptInfo(100)
+
+TABLE: dict[str, tuple[TurnRequest, Seen, Plan]] = {
+    "a new thread begins a session": (
+        MESSAGE,
+        Seen(),
+        Plan(Launch("new"), "started", "add", Settled("new", 0)),
+    ),
+    "a fork begins one that leaves its parent's": (
+        FORK,
+        Seen(branching=PARENT),
+        Plan(Launch("new", "parent", "m9"), "forked", "add", Settled("new", 0), parent_thread_id="t0"),
+    ),
+    "a known thread goes on with its own": (
+        MESSAGE,
+        Seen(mapped(), HUNDRED),
+        Plan(Launch("old", "old"), "resumed", None, Settled("old", 100), version=3, size=100),
+    ),
+    "one at work in the background is settled where its last turn ended": (
+        MESSAGE,
+        Seen(mapped(), HUNDRED, settled=60),
+        Plan(Launch("old", "old"), "resumed", None, Settled("old", 60), version=3, size=100),
+    ),
+    "one whose first turn did not complete goes on too": (
+        MESSAGE,
+        Seen(mapped(0), HUNDRED),
+        Plan(Launch("old", "old"), "resumed", None, Settled("old", 100), version=0, size=100),
+    ),
+    "one whose transcript is lost gets a new session": (
+        MESSAGE,
+        Seen(mapped()),
+        Plan(Launch("new"), "restarted", "replace", Settled("new", 0), replaced="old"),
+    ),
+    "one that never had a transcript keeps its ID": (
+        MESSAGE,
+        Seen(mapped(0)),
+        Plan(Launch("old"), "restarted", "aside", Settled("old", 0)),
+    ),
+    "a fork that never had one is forked again": (
+        MESSAGE,
+        Seen(mapped(0, parent_thread_id="t0", parent_message_id="m9"), branching=PARENT),
+        Plan(Launch("old", "parent", "m9"), "forked", "aside", Settled("old", 0)),
+    ),
+    "a fork that never had one, and whose parent is gone, begins anew": (
+        MESSAGE,
+        Seen(mapped(0, parent_thread_id="t0", parent_message_id="m9")),
+        Plan(Launch("old"), "restarted", "aside", Settled("old", 0)),
+    ),
+    "who wants no restart goes on where there is a transcript": (
+        STRICT,
+        Seen(mapped(), HUNDRED),
+        Plan(Launch("old", "old"), "resumed", None, Settled("old", 100), version=3, size=100),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", TABLE)
+def test_the_plan_for_a_turn(case: str) -> None:
+    request, seen, plan = TABLE[case]
+    assert decide(request, seen, "new") == plan
+
+
+@pytest.mark.parametrize("version", [0, 3])
+def test_who_wants_no_restart_is_told_that_the_transcript_is_missing(version: int) -> None:
+    with pytest.raises(TranscriptMissing, match="mapping is untouched"):
+        decide(STRICT, Seen(mapped(version)), "new")

@@ -1,0 +1,177 @@
+"""Which processes are kept, used again and closed: the pool's decisions, with processes that only pretend to be."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any, cast
+
+import pytest
+from claude_agent_sdk import ClaudeAgentOptions
+
+from session_sidecar.agent.pool import Fingerprint, ProcessPool
+from session_sidecar.agent.process import AgentProcess
+from session_store import ThreadKey
+
+OPTIONS = ClaudeAgentOptions()
+
+
+class FakeProcess:
+    """A process that is connected, and says what it is told to say."""
+
+    def __init__(self, *, alive: bool = True, at_work: bool = False, speaks: bool = False) -> None:
+        self.is_alive, self.at_work, self.speaks = alive, at_work, speaks
+        self.closed = asyncio.Event()
+        self.news: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    def glance(self) -> None:
+        pass
+
+    async def overhear(self) -> str:
+        news = await asyncio.shield(self.news)
+        self.news = asyncio.get_running_loop().create_future()
+        return news
+
+    async def close(self) -> None:
+        self.is_alive = False
+        self.closed.set()
+
+
+def real(process: FakeProcess) -> AgentProcess:
+    return cast("AgentProcess", process)
+
+
+def key(name: str) -> ThreadKey:
+    return ThreadKey(name, "alice")
+
+
+def state(session_id: str = "s", **fields: Any) -> Fingerprint:
+    given = {"version": 1, "size": 100, "agent": "default", "options": OPTIONS, **fields}
+    return Fingerprint(session_id, **given)
+
+
+@pytest.fixture
+async def make() -> AsyncIterator[Callable[[int], ProcessPool]]:
+    made: list[ProcessPool] = []
+
+    def make(warm: int) -> ProcessPool:
+        made.append(ProcessPool(warm=warm, spares=1, idle_seconds=300, work_seconds=300))
+        return made[-1]
+
+    yield make
+    for pool in made:
+        await pool.close()
+
+
+Make = Callable[[int], ProcessPool]
+
+
+async def test_a_process_is_used_again_if_everything_is_as_it_was(make: Make) -> None:
+    pool, process = make(2), FakeProcess()
+    assert pool.keep(key("a"), state(), real(process))
+    assert pool.take(key("a"), state()) is real(process)
+    assert pool.take(key("a"), state()) is None  # it is taken
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"session_id": "other"},
+        {"version": 2},
+        {"size": 101},
+        {"size": 99},
+        {"agent": "other"},
+        {"options": ClaudeAgentOptions(model="other")},
+    ],
+    ids=lambda other: str(next(iter(other))),
+)
+async def test_a_doubt_closes_it(make: Make, other: dict[str, Any]) -> None:
+    pool, process = make(2), FakeProcess()
+    pool.keep(key("a"), state(), real(process))
+    assert pool.take(key("a"), state(**other)) is None
+    await pool.drop(key("a"))
+    assert process.closed.is_set()
+
+
+@pytest.mark.parametrize(("size", "taken"), [(100, True), (150, True), (99, False)])
+async def test_what_is_at_work_may_have_written_more_but_not_less(make: Make, size: int, taken: bool) -> None:
+    pool, process = make(2), FakeProcess(at_work=True)
+    pool.keep(key("a"), state(), real(process))
+    assert (pool.take(key("a"), state(size=size)) is not None) == taken
+
+
+async def test_one_that_has_died_is_not_used_nor_kept(make: Make) -> None:
+    pool, process = make(2), FakeProcess()
+    pool.keep(key("a"), state(), real(process))
+    process.is_alive = False
+    assert pool.take(key("a"), state()) is None
+    assert not pool.keep(key("b"), state(), real(FakeProcess(alive=False)))
+
+
+async def test_the_least_recently_used_makes_room(make: Make) -> None:
+    pool, processes = make(2), [FakeProcess() for _ in range(3)]
+    for name, process in zip("abc", processes, strict=True):
+        assert pool.keep(key(name), state(name), real(process))
+    await pool.drop(key("a"))
+    assert [process.closed.is_set() for process in processes] == [True, False, False]
+
+
+async def test_none_that_is_at_work_makes_room_or_takes_any(make: Make) -> None:
+    pool, working, resting = make(1), FakeProcess(at_work=True), FakeProcess()
+    assert pool.keep(key("a"), state("a"), real(working))
+    assert pool.keep(key("b"), state("b"), real(resting))
+    assert pool.take(key("a"), state("a")) is real(working)
+    assert pool.take(key("b"), state("b")) is real(resting)
+
+
+async def test_without_places_only_what_is_at_work_is_kept(make: Make) -> None:
+    pool = make(0)
+    assert not pool.keep(key("a"), state(), real(FakeProcess()))
+    assert pool.keep(key("b"), state(), real(FakeProcess(at_work=True)))
+    assert pool.working == 1
+
+
+@pytest.mark.parametrize(
+    ("earlier", "kept"), [(None, False), (1.0, True), (3.0, False)], ids=["used", "older", "newer"]
+)
+async def test_a_hint_takes_the_place_of_older_hints_alone(make: Make, earlier: float | None, kept: bool) -> None:
+    pool = make(1)
+    pool.keep(key("a"), state("a"), real(FakeProcess()), hinted=earlier)
+    assert pool.has_room(2.0) == kept
+    assert pool.keep(key("b"), state("b"), real(FakeProcess()), hinted=2.0) == kept
+
+
+async def test_one_that_speaks_by_itself_is_given_with_its_state_before_that(make: Make) -> None:
+    pool, process = make(1), FakeProcess(at_work=True)
+    heard: asyncio.Future[ThreadKey] = asyncio.get_running_loop().create_future()
+    pool.on_turn = lambda key, _agent, _process: heard.set_result(key)
+    pool.keep(key("a"), state("a"), real(process))
+    process.speaks = True
+    process.news.set_result("turn")
+    assert await heard == key("a")
+    assert pool.take_speaking(key("a"), real(process)) == state("a")
+    assert pool.take_speaking(key("a"), real(process)) is None
+
+
+async def test_one_that_has_come_to_rest_counts_again(make: Make) -> None:
+    pool, working, resting = make(1), FakeProcess(at_work=True), FakeProcess()
+    pool.keep(key("a"), state("a"), real(working))
+    pool.keep(key("b"), state("b"), real(resting))
+    working.at_work = False
+    working.news.set_result("rest")
+    await working.closed.wait()  # it was kept first
+    assert pool.take(key("b"), state("b")) is real(resting)
+
+
+async def test_one_that_ends_by_itself_is_seen_to(make: Make) -> None:
+    pool, process = make(1), FakeProcess()
+    pool.keep(key("a"), state(), real(process))
+    process.news.set_result("gone")
+    await process.closed.wait()
+    assert pool.take(key("a"), state()) is None
+
+
+async def test_after_the_end_nothing_is_kept(make: Make) -> None:
+    pool, process = make(1), FakeProcess()
+    pool.keep(key("a"), state(), real(process))
+    await pool.close()
+    assert process.closed.is_set()
+    assert not pool.keep(key("b"), state(), real(FakeProcess()))
