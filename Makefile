@@ -3,6 +3,8 @@
 PYTHON ?= python3
 PORT ?= 8000
 BIN := .venv/bin
+BESIDE := -n auto --dist worksteal
+ORDER ?= # of the tests; `-p randomly --randomly-seed=1` shuffles them
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -10,16 +12,19 @@ help: ## list the targets
 run: .venv/run ## the sidecar on 127.0.0.1:8000 (PORT=… moves it); answers offline where no credentials are set
 	@exec $(BIN)/session-sidecar serve --model auto --port $(PORT)
 
-test: .venv/dev ## the tests, offline; the longest are left to test-all
-	$(BIN)/pytest -m "not long"
+test: .venv/dev ## the tests, offline, a worker a core; the longest are left to test-all
+	$(BIN)/pytest $(BESIDE) -m "not long and not quiet" $(ORDER)
+	$(BIN)/pytest -m "quiet and not long" $(ORDER)
 
 test-all: .venv/dev ## every test, the long tables too
-	$(BIN)/pytest
+	$(BIN)/pytest $(BESIDE) -m "not quiet" $(ORDER)
+	$(BIN)/pytest -m quiet $(ORDER)
 
-check: .venv/dev ## ruff and the type checker
+check: .venv/dev ## ruff, the type checker and the floors of the house
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/pytest tests/test_house.py -k "import or floor or stranger"
 
 bench: .venv/bench ## measure it against what else there is, in about twenty minutes; writes bench/results.*
 	$(BIN)/python -m bench

@@ -31,6 +31,8 @@ class Ended:
 def environment(url: str, **more: str) -> dict[str, str]:
     """A person's environment, with the sidecar's address in it."""
     person = {name: value for name, value in os.environ.items() if not name.startswith("SIDECAR_")}
+    for name in ("COLUMNS", "LINES"):  # what runs the tests may say how wide its own terminal is
+        person.pop(name, None)
     path = f"{PROGRAM.parent}{os.pathsep}{person['PATH']}"
     return {**person, "PATH": path, "TERM": "xterm-256color", "SIDECAR_URL": url, **more}
 

@@ -73,9 +73,9 @@ async def test_a_session_without_a_transcript_is_not_adopted(sidecar: Sidecar, t
         "a title",
         "../../etc/passwd",
         "/tmp/x.jsonl",
-        str(uuid.uuid4()).upper(),
-        uuid.uuid4().hex,
-        f"{{{uuid.uuid4()}}}",
+        "7B3F2C1E-9D4A-4E6B-8C5D-0A1B2C3D4E5F",
+        "7b3f2c1e9d4a4e6b8c5d0a1b2c3d4e5f",
+        "{7b3f2c1e-9d4a-4e6b-8c5d-0a1b2c3d4e5f}",
     ],
 )
 async def test_only_an_id_as_the_sdk_writes_it_is_taken(sidecar: Sidecar, thread: str, session_id: str) -> None:

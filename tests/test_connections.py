@@ -139,6 +139,7 @@ ESCAPES = b"\\u0041" * (4 * MIB)
 
 
 @pytest.mark.long
+@pytest.mark.quiet
 async def test_sixty_unfinished_bodies_of_24_mib_take_256_mib(a_sidecar: Make, thread: str) -> None:
     async with a_sidecar() as sidecar, contextlib.AsyncExitStack() as stack:
         before = memory(sidecar, "VmRSS")
@@ -176,6 +177,7 @@ async def test_sixty_unfinished_bodies_of_24_mib_take_256_mib(a_sidecar: Make, t
     ],
     ids=["escapes", "lists", "blocks", "fields"],
 )
+@pytest.mark.quiet
 async def test_json_of_megabytes_holds_up_nobody(cold: Sidecar, body: bytes) -> None:
     async with healthy(cold):
         for _ in range(3):
@@ -198,6 +200,7 @@ BIG = 200 * MIB
 POST = ("POST", "/v1/chat", "Content-Type: application/json")
 
 
+@pytest.mark.quiet
 async def test_a_header_of_200_mb_is_refused_before_it_is_parsed(cold: Sidecar) -> None:
     line = b"X-Line: 1\r\n"
     heads = {
@@ -281,6 +284,7 @@ async def test_a_client_that_leaves_in_mid_upload_is_no_error_of_ours(a_sidecar:
 
 
 @pytest.mark.long
+@pytest.mark.quiet
 async def test_readers_that_take_nothing_hold_neither_memory_nor_sockets_nor_a_shutdown(
     a_sidecar: Make, thread: str, model: FaultyModel
 ) -> None:

@@ -95,6 +95,7 @@ async def test_a_shutdown_does_not_wait_for_it(
 
 
 @pytest.mark.long
+@pytest.mark.quiet
 async def test_a_message_does_not_wait_for_a_hundred_hints(a_sidecar: Make, thread: str, model: FaultyModel) -> None:
     async with a_sidecar(SIDECAR_WARM_SESSIONS="8") as sidecar:
         await sidecar.say(thread, "My name is Ada")

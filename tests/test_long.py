@@ -21,7 +21,7 @@ from tests.modes import COLD
 from tests.server import Sidecar, gone
 from tests.transcripts import get, messages, repeat
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.quiet]
 
 MESSAGES, MIB = 40_000, 2**20
 NAMES = [f"branch-{number}" for number in range(10)]

@@ -363,6 +363,7 @@ async def test_a_deleted_thread_leaves_nothing_to_replay_and_its_keys_run_nothin
 
 
 @pytest.mark.long
+@pytest.mark.quiet
 async def test_answers_of_8_mb_take_no_more_memory_than_the_budget(a_sidecar: Make, model: FaultyModel) -> None:
     size, budget, handling = 8_000_000, 32 * MIB, 120 * MIB
     async with a_sidecar(SIDECAR_REPLAY_BYTES_TOTAL=str(budget), **WARM) as sidecar:

@@ -209,6 +209,7 @@ async def test_whichever_way_a_prefix_is_found_its_pages_give_every_row_once(
 
 
 @pytest.mark.long
+@pytest.mark.quiet
 async def test_a_prefix_among_a_million_threads_takes_no_more_than_50_ms(file: Path) -> None:
     sqlite_file.open_database(file).close()
     with plain(file) as connection:

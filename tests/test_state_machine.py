@@ -245,6 +245,7 @@ async def a_restart_changes_nothing(world: World) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.quiet
 async def test_two_minutes_of_everything_at_once(a_sidecar: Make, tmp_path: Path) -> None:
     (tmp_path / "agents.toml").write_text(AGENTS)
     (tmp_path / "tasks").mkdir()

@@ -4,6 +4,7 @@ import asyncio
 import json
 import signal
 from collections.abc import Callable
+from importlib.metadata import version
 
 import pytest
 
@@ -178,4 +179,9 @@ async def test_it_listens_on_loopback_only(a_sidecar: Make) -> None:
 async def test_health_readiness_and_versions_are_told(sidecar: Sidecar) -> None:
     for path in ("/healthz", "/readyz"):
         assert (await sidecar.http.get(path)).status_code == 200
-    assert json.loads((await sidecar.http.get("/version")).text)["claude_agent_sdk"] == "0.2.186"
+    told = json.loads((await sidecar.http.get("/version")).text)
+    assert told == {
+        "version": version("session-sidecar"),
+        "claude_agent_sdk": version("claude-agent-sdk"),
+        "model": "live",
+    }

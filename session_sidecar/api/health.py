@@ -4,6 +4,7 @@ from importlib.metadata import version
 
 from starlette.responses import Response
 
+from session_sidecar import __version__
 from session_sidecar.api.http import Incoming, Json, Nothing
 from session_sidecar.api.models import answers
 
@@ -24,7 +25,7 @@ async def readyz(call: Incoming[Nothing]) -> Response:
 async def versions(call: Incoming[Nothing]) -> Response:
     """What runs here: the sidecar, the SDK and its CLI, and what answers."""
     runs: answers.Versions = {
-        "version": version("session-sidecar"),
+        "version": __version__,
         "claude_agent_sdk": version("claude-agent-sdk"),
         "model": call.services.turns.model,
     }

@@ -3,7 +3,7 @@
 A session must have one file. `claude --resume` takes the one in the project directory of its own cwd; where there is
 none, it looks in all others, and takes a session that is in two of those for none. The SDK's functions take the first
 in the directory's own order. Agents have cwds of their own, so all of these agree only where there is nothing to choose
-(seen with CLI 2.1.329 and SDK 0.2.186: tests/test_sdk_contract.py). A session with two files, as a partial restore
+(seen with CLI 2.1.330 and SDK 0.2.187: tests/test_sdk_contract.py). A session with two files, as a partial restore
 leaves it, is refused until a person has chosen.
 """
 
