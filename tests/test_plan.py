@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from session_sidecar.agent.agents import Launch
+from session_sidecar.agent.transcripts import NOTHING, Revision
 from session_sidecar.agent.transcripts.transcripts import TranscriptInfo
 from session_sidecar.errors import TranscriptMissing
 from session_sidecar.turns.plan import Branching, Plan, Seen, decide
@@ -25,58 +26,80 @@ def mapped(version: int = 3, **fields: Any) -> SessionMapping:
     return SessionMapping("t1", "alice", "old", version=version, **given)
 
 
-HUNDRED = TranscriptInfo(100)
+THERE = Revision(100)
+HUNDRED = TranscriptInfo(THERE)
 
 TABLE: dict[str, tuple[TurnRequest, Seen, Plan]] = {
     "a new thread begins a session": (
         MESSAGE,
         Seen(),
-        Plan(Launch("new"), "started", "add", Settled("new", 0)),
+        Plan(Launch("new"), "started", "add", Settled("new", NOTHING)),
     ),
     "a fork begins one that leaves its parent's": (
         FORK,
         Seen(branching=PARENT),
-        Plan(Launch("new", "parent", "m9"), "forked", "add", Settled("new", 0), parent_thread_id="t0"),
+        Plan(Launch("new", "parent", "m9"), "forked", "add", Settled("new", NOTHING), parent_thread_id="t0"),
     ),
     "a known thread goes on with its own": (
         MESSAGE,
         Seen(mapped(), HUNDRED),
-        Plan(Launch("old", "old"), "resumed", None, Settled("old", 100), version=3, size=100),
+        Plan(
+            Launch("old", "old"),
+            "resumed",
+            None,
+            Settled("old", THERE),
+            version=3,
+            revision=THERE,
+        ),
     ),
     "one at work in the background is settled where its last turn ended": (
         MESSAGE,
-        Seen(mapped(), HUNDRED, settled=60),
-        Plan(Launch("old", "old"), "resumed", None, Settled("old", 60), version=3, size=100),
+        Seen(mapped(), HUNDRED, settled=Revision(60)),
+        Plan(Launch("old", "old"), "resumed", None, Settled("old", Revision(60)), version=3, revision=THERE),
     ),
     "one whose first turn did not complete goes on too": (
         MESSAGE,
         Seen(mapped(0), HUNDRED),
-        Plan(Launch("old", "old"), "resumed", None, Settled("old", 100), version=0, size=100),
+        Plan(
+            Launch("old", "old"),
+            "resumed",
+            None,
+            Settled("old", THERE),
+            version=0,
+            revision=THERE,
+        ),
     ),
     "one whose transcript is lost gets a new session": (
         MESSAGE,
         Seen(mapped()),
-        Plan(Launch("new"), "restarted", "replace", Settled("new", 0), replaced="old"),
+        Plan(Launch("new"), "restarted", "replace", Settled("new", NOTHING), replaced="old"),
     ),
     "one that never had a transcript keeps its ID": (
         MESSAGE,
         Seen(mapped(0)),
-        Plan(Launch("old"), "restarted", "aside", Settled("old", 0)),
+        Plan(Launch("old"), "restarted", "aside", Settled("old", NOTHING)),
     ),
     "a fork that never had one is forked again": (
         MESSAGE,
         Seen(mapped(0, parent_thread_id="t0", parent_message_id="m9"), branching=PARENT),
-        Plan(Launch("old", "parent", "m9"), "forked", "aside", Settled("old", 0)),
+        Plan(Launch("old", "parent", "m9"), "forked", "aside", Settled("old", NOTHING)),
     ),
     "a fork that never had one, and whose parent is gone, begins anew": (
         MESSAGE,
         Seen(mapped(0, parent_thread_id="t0", parent_message_id="m9")),
-        Plan(Launch("old"), "restarted", "aside", Settled("old", 0)),
+        Plan(Launch("old"), "restarted", "aside", Settled("old", NOTHING)),
     ),
     "who wants no restart goes on where there is a transcript": (
         STRICT,
         Seen(mapped(), HUNDRED),
-        Plan(Launch("old", "old"), "resumed", None, Settled("old", 100), version=3, size=100),
+        Plan(
+            Launch("old", "old"),
+            "resumed",
+            None,
+            Settled("old", THERE),
+            version=3,
+            revision=THERE,
+        ),
     ),
 }
 

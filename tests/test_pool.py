@@ -44,7 +44,7 @@ def key(name: str) -> ThreadKey:
 
 
 def state(session_id: str = "s", **fields: Any) -> Fingerprint:
-    given = {"version": 1, "size": 100, "agent": "default", "options": OPTIONS, **fields}
+    given = {"version": 1, "revision": 100, "agent": "default", "options": OPTIONS, **fields}
     return Fingerprint(session_id, **given)
 
 
@@ -76,8 +76,8 @@ async def test_a_process_is_used_again_if_everything_is_as_it_was(make: Make) ->
     [
         {"session_id": "other"},
         {"version": 2},
-        {"size": 101},
-        {"size": 99},
+        {"revision": 101},
+        {"revision": 99},
         {"agent": "other"},
         {"options": ClaudeAgentOptions(model="other")},
     ],
@@ -91,11 +91,11 @@ async def test_a_doubt_closes_it(make: Make, other: dict[str, Any]) -> None:
     assert process.closed.is_set()
 
 
-@pytest.mark.parametrize(("size", "taken"), [(100, True), (150, True), (99, False)])
-async def test_what_is_at_work_may_have_written_more_but_not_less(make: Make, size: int, taken: bool) -> None:
+@pytest.mark.parametrize(("revision", "taken"), [(100, True), (150, True), (99, False)])
+async def test_what_is_at_work_may_have_written_more_but_not_less(make: Make, revision: int, taken: bool) -> None:
     pool, process = make(2), FakeProcess(at_work=True)
     pool.keep(key("a"), state(), real(process))
-    assert (pool.take(key("a"), state(size=size)) is not None) == taken
+    assert (pool.take(key("a"), state(revision=revision)) is not None) == taken
 
 
 async def test_one_that_has_died_is_not_used_nor_kept(make: Make) -> None:

@@ -19,6 +19,7 @@ from claude_agent_sdk import ClaudeAgentOptions
 
 from session_sidecar.agent.process import AgentProcess
 from session_sidecar.agent.starts import Starts
+from session_sidecar.agent.transcripts import Revision
 from session_sidecar.errors import AgentStartFailed, SidecarError
 from session_store import ThreadKey
 
@@ -29,21 +30,21 @@ AHEAD_SECONDS = 10.0  # for a start that no turn waits for; one that takes longe
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What must be as it was for a warm process to be used: the mapping, the transcript's size, the agent's options.
+    """What must be as it was for a warm process to be used: the mapping, the transcript, the agent's options.
 
-    `size` is also where the thread's last settled turn ended: what a process at work has written since then is beyond.
+    `revision` is also where the thread's last settled turn ended: what a process at work has written since is beyond.
     """
 
     session_id: str
     version: int
-    size: int
+    revision: Revision
     agent: str
     options: ClaudeAgentOptions
 
     def fits(self, now: "Fingerprint", *, growing: bool) -> bool:
         """Whether everything is as it was; with `growing`, the transcript may have become longer."""
-        same_size = self.size <= now.size if growing else self.size == now.size
-        return same_size and dataclasses.replace(self, size=now.size) == now
+        same = self.revision <= now.revision if growing else self.revision == now.revision
+        return same and dataclasses.replace(self, revision=now.revision) == now
 
 
 @dataclass(eq=False)

@@ -8,6 +8,7 @@ from collections.abc import Awaitable
 from typing import TypeVar
 
 from session_sidecar.agent.process import AgentProcess
+from session_sidecar.agent.transcripts import NOTHING, Revision
 from session_sidecar.agent.transcripts.transcripts import Transcripts
 from session_sidecar.errors import NotSaved, TurnInterrupted, TurnTimeout, public_error
 from session_sidecar.settings import Settings
@@ -80,15 +81,15 @@ class Afterwards:
         self._map = session_map
         self._transcripts = transcripts
 
-    async def saved_size(self, turn: Turn) -> int:
-        """How many bytes the transcript has that holds the turn; 0, and the turn has failed, where it does not."""
+    async def saved(self, turn: Turn) -> Revision | None:
+        """How far the transcript has come that holds the turn; None, and the turn has failed, where it does not."""
         if turn.session_id is None:
-            return 0
+            return None
         said = turn.last_said if turn.result and turn.result.get("num_turns") else None
         try:
             async with asyncio.timeout(PATIENCE_SECONDS):
-                before = turn.settled.size if turn.settled else 0
-                info = await self._transcripts.saved(turn.session_id, said, prompt_id=turn.id, size=before)
+                before = turn.settled.revision if turn.settled else NOTHING
+                info = await self._transcripts.saved(turn.session_id, said, prompt_id=turn.id, after=before)
         except Exception as error:
             logger.warning("turn %s: its transcript cannot be read: %s", turn.id, public_error(error).detail)
             info = None
@@ -97,7 +98,7 @@ class Afterwards:
                 "The transcript does not hold this turn: its volume is full, read-only or gone. What was said is in "
                 "this stream alone. Tell the operator; then send the message again."
             )
-        return info.size if info else 0
+        return info.revision if info else None
 
     async def note_end(self, turn: Turn) -> SessionMapping | None:
         """Bump the mapping's version: its transcript has grown. The mapping then, if it is still the turn's."""

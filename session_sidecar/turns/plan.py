@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from session_sidecar.agent.agents import Launch
+from session_sidecar.agent.transcripts import NOTHING, Revision
 from session_sidecar.agent.transcripts.transcripts import TranscriptInfo, Transcripts
 from session_sidecar.errors import (
     MessageNotFound,
@@ -36,12 +37,12 @@ class Branching:
 class Seen:
     """What there is for a turn: the thread's mapping, its transcript if that can be resumed, and where it branches.
 
-    `settled` is where the last turn ended, in bytes, if the thread's process has been at work since then.
+    `settled` is where the last turn ended, if the thread's process has been at work since then.
     """
 
     mapping: SessionMapping | None = None
     transcript: TranscriptInfo | None = None
-    settled: int | None = None
+    settled: Revision | None = None
     branching: Branching | None = None
 
 
@@ -59,7 +60,7 @@ class Plan:
     settled: Settled  # where the turn before ended
     replaced: str | None = None
     version: int = 0  # of the mapping, for a session that is resumed
-    size: int = 0  # of its transcript, in bytes
+    revision: Revision = NOTHING  # of its transcript
     parent_thread_id: str | None = None
 
 
@@ -75,23 +76,25 @@ def decide(request: TurnRequest, seen: Seen, new_id: str) -> Plan:
             launch,
             "forked" if branching else "started",
             "add",
-            Settled(new_id, 0),
+            Settled(new_id, NOTHING),
             parent_thread_id=branching.parent_thread_id if branching else None,
         )
     session_id = mapping.sdk_session_id
     if seen.transcript is not None:
-        size = seen.transcript.size
-        settled = Settled(session_id, size if seen.settled is None else seen.settled)
-        return Plan(Launch(session_id, session_id), "resumed", None, settled, version=mapping.version, size=size)
+        revision = seen.transcript.revision
+        settled = Settled(session_id, revision if seen.settled is None else seen.settled)
+        return Plan(
+            Launch(session_id, session_id), "resumed", None, settled, version=mapping.version, revision=revision
+        )
     if request.if_missing == "fail":
         raise TranscriptMissing("The mapping is untouched. Restore the transcript, or send `if_missing: restart`.")
     if mapping.version > 0:
-        return Plan(Launch(new_id), "restarted", "replace", Settled(new_id, 0), replaced=session_id)
+        return Plan(Launch(new_id), "restarted", "replace", Settled(new_id, NOTHING), replaced=session_id)
     # A session that never had a completed turn keeps its ID.
     if branching is not None:
         launch = Launch(session_id, branching.session_id, branching.message_id)
-        return Plan(launch, "forked", "aside", Settled(session_id, 0))
-    return Plan(Launch(session_id), "restarted", "aside", Settled(session_id, 0))
+        return Plan(launch, "forked", "aside", Settled(session_id, NOTHING))
+    return Plan(Launch(session_id), "restarted", "aside", Settled(session_id, NOTHING))
 
 
 class Planner:
@@ -102,7 +105,7 @@ class Planner:
         session_map: SessionMap,
         transcripts: Transcripts,
         exclusion: Exclusion,
-        settled: Callable[[ThreadKey], int | None],
+        settled: Callable[[ThreadKey], Revision | None],
     ) -> None:
         """`settled` tells where the last turn ended on a thread whose process is at work in the background."""
         self._map = session_map
@@ -163,9 +166,9 @@ class Planner:
             raise ThreadExists("Choose another `thread_id`, or delete this one first.")
         settled = await self._settled_end(parent_key)
         parent = await self._parent(parent_key)
-        if settled.size == 0 or settled.session_id != parent.sdk_session_id:
+        if settled.revision == NOTHING or settled.session_id != parent.sdk_session_id:
             raise UnsafeForkPoint("This session has no completed turn yet. Fork it when its first one has ended.")
-        return parent, await self._transcripts.fork_point(parent.sdk_session_id, at, size=settled.size)
+        return parent, await self._transcripts.fork_point(parent.sdk_session_id, at, end=settled.revision)
 
     async def _parent(self, key: ThreadKey) -> SessionMapping:
         parent = await self._map.get(key)
@@ -181,13 +184,13 @@ class Planner:
                 return running.settled
         async with self._exclusion.pause(key):
             parent = await self._parent(key)
-            size = self._settled(key)
-            if size is None:
+            revision = self._settled(key)
+            if revision is None:
                 info = await self._transcripts.info(parent.sdk_session_id)
                 if info is None:
                     raise TranscriptMissing("Its transcript is not there. Fork another thread, or start anew.")
-                size = info.size
-            return Settled(parent.sdk_session_id, size)
+                revision = info.revision
+            return Settled(parent.sdk_session_id, revision)
 
 
 def make_id() -> str:

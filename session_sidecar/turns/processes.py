@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from session_sidecar.agent.agents import Agents, Launch
 from session_sidecar.agent.pool import Fingerprint, ProcessPool, Spare
 from session_sidecar.agent.process import AgentProcess, without_session
+from session_sidecar.agent.transcripts import Revision
 from session_sidecar.errors import ThreadBusy
 from session_sidecar.turns.plan import Plan, Seen, make_id
 from session_sidecar.turns.turn import Turn
@@ -47,7 +48,7 @@ class Processes:
             return spare.process
         options = await self._agents.options(agent, key, plan.launch)
         if plan.outcome == "resumed":
-            state = Fingerprint(plan.launch.session_id, plan.version, plan.size, agent, without_session(options))
+            state = Fingerprint(plan.launch.session_id, plan.version, plan.revision, agent, without_session(options))
             if not self._pool.has(key, state) and turn.request.multitask_strategy != "interrupt":
                 self.check_rest(key)
             if warm := self._pool.take(key, state):
@@ -63,15 +64,21 @@ class Processes:
         if not process.is_alive:
             await self._pool.start(process)
 
-    async def put(self, turn: Turn, mapping: SessionMapping | None, size: int, process: AgentProcess) -> None:
+    async def put(
+        self, turn: Turn, mapping: SessionMapping | None, saved: Revision | None, process: AgentProcess
+    ) -> None:
         """Keep the process for the thread's next turn if it can be trusted with that, else see it gone. Never fails.
 
-        `mapping` is the thread's as the turn has left it, `size` that of its transcript in bytes; None where the turn
+        `mapping` is the thread's as the turn has left it, `saved` how far its transcript has come; None where the turn
         did not come to a result, or its process cannot be trusted.
         """
         agent, key = turn.request.agent, turn.request.key
-        if mapping is None or not self._pool.keep(
-            key, Fingerprint(mapping.sdk_session_id, mapping.version, size, agent, process.options), process
+        if (
+            mapping is None
+            or saved is None
+            or not self._pool.keep(
+                key, Fingerprint(mapping.sdk_session_id, mapping.version, saved, agent, process.options), process
+            )
         ):
             await process.close()
         await self._refill(agent, key)
@@ -80,10 +87,10 @@ class Processes:
         """Close the thread's process, if one is connected, and see it gone: its transcript is about to change."""
         await self._pool.drop(key)
 
-    def settled(self, key: ThreadKey) -> int | None:
-        """Where the last turn ended in the transcript of a thread whose process is at work, in bytes; else None."""
+    def settled(self, key: ThreadKey) -> Revision | None:
+        """Where the last turn ended in the transcript of a thread whose process is at work; else None."""
         state = self._pool.at_work(key)
-        return state.size if state else None
+        return state.revision if state else None
 
     def take_speaking(self, key: ThreadKey, process: AgentProcess) -> Fingerprint | None:
         """Take a process that has begun a turn by itself, with its state before that; None if another has it by now."""

@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeVar
 from session_sidecar.agent.agents import Agents, Launch
 from session_sidecar.agent.messages import Message, says_session
 from session_sidecar.agent.process import AgentProcess, Prompt
+from session_sidecar.agent.transcripts import NOTHING
 from session_sidecar.agent.transcripts.transcripts import Transcripts
 from session_sidecar.errors import (
     AgentFailed,
@@ -226,7 +227,7 @@ class Turns:
         tending = [self._clock(turn), self._stopper(turn, process)]
         try:
             turn.last_sign = time.monotonic()
-            settled, turn.process_came = Settled(state.session_id, state.size), "warm"
+            settled, turn.process_came = Settled(state.session_id, state.revision), "warm"
             turn.settle(settled)
             turn.reached("running")
             plan = Plan(Launch(state.session_id, state.session_id), "resumed", None, settled, version=state.version)
@@ -298,14 +299,14 @@ class Turns:
             for task in tending:
                 await dismiss(task)
             self._end_before(turn)
-            mapping, size = None, 0
+            mapping, saved = None, None
             if turn.result is not None:
-                size = await self._after.saved_size(turn)
+                saved = await self._after.saved(turn)
                 mapping = await self._after.note_end(turn)
                 self._publish_end(turn)
             if process is not None:
-                fit = size and (turn.status in ("completed", "interrupted") or process.at_work)
-                await self._processes.put(turn, mapping if fit else None, size, process)
+                fit = turn.status in ("completed", "interrupted") or process.at_work
+                await self._processes.put(turn, mapping, saved if fit else None, process)
             await self._after.forget_unbegun(turn)
         except Exception:
             logger.exception("the end of turn %s failed", turn.id)
@@ -329,7 +330,7 @@ class Turns:
             turn.announce(session_id, plan.outcome, plan.replaced, self.model)
         elif session_id != turn.session_id:
             before = turn.session_id
-            turn.settle(Settled(session_id, 0))
+            turn.settle(Settled(session_id, NOTHING))
             if await self._map.replace(turn.request.key, session_id, expected=before) is None:
                 raise SessionNotFound("The thread was deleted or changed by other hands while its turn ran.")
             turn.announce(session_id, "reset", before, self.model)

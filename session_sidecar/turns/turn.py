@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from session_sidecar.agent.messages import Message, failure_of, text_of
+from session_sidecar.agent.transcripts import Revision
 from session_sidecar.errors import NotSaved, SidecarError, TurnInterrupted, TurnTimeout
 from session_sidecar.turns.events import EventLog
 from session_store import ThreadKey
@@ -37,10 +38,10 @@ class TurnRequest:
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """Where the last turn that has ended on a thread ended: in which session, and there in bytes of its transcript."""
+    """Where the last turn that has ended on a thread ended: in which session, and how far its transcript had come."""
 
     session_id: str
-    size: int
+    revision: Revision
 
 
 class Turn:

@@ -86,7 +86,7 @@ class Warming:
                 return None
             session_id = mapping.sdk_session_id
             process = AgentProcess(await self._agents.options(agent, key, Launch(session_id, session_id)))
-        state = Fingerprint(session_id, mapping.version, info.size, agent, process.options)
+        state = Fingerprint(session_id, mapping.version, info.revision, agent, process.options)
         if self._pool.has(key, state) or self._pool.at_work(key):
             return None
         return state, process

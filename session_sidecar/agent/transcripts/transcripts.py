@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from session_sidecar.agent.transcripts import files
+from session_sidecar.agent.transcripts import Revision, files
 from session_sidecar.agent.transcripts.chain import TranscriptMessage, read_whole
 from session_sidecar.agent.transcripts.ending import read_ending
 from session_sidecar.agent.transcripts.fork import copy
@@ -32,9 +32,9 @@ SOMETHING = 64 * 2**10  # bytes that a volume must take to be called writable
 
 @dataclass(frozen=True, slots=True)
 class TranscriptInfo:
-    """A transcript that is there, and how large it is in bytes. It only ever grows."""
+    """A transcript that is there, and how far it has come. It only ever grows."""
 
-    size: int
+    revision: Revision
 
 
 class Transcripts:
@@ -66,14 +66,14 @@ class Transcripts:
         return await asyncio.to_thread(self._info, session_id)
 
     async def saved(
-        self, session_id: str, message_id: str | None, *, prompt_id: str, size: int
+        self, session_id: str, message_id: str | None, *, prompt_id: str, after: Revision
     ) -> TranscriptInfo | None:
         """The same for a turn that has just ended: None, too, if its last message is not in the file, or its prompt.
 
-        `size` is where the turn before it ended, in bytes. The CLI does not say when it cannot write, and goes on from
+        `after` is where the turn before it ended. The CLI does not say when it cannot write, and goes on from
         what it remembers. `check_saving` raises from then on until something can be saved.
         """
-        look = functools.partial(self._saved, session_id, message_id, prompt_id, size)
+        look = functools.partial(self._saved, session_id, message_id, prompt_id, after)
         info = await asyncio.to_thread(look)
         for pause in SAVED_SOON:
             if info is not None or message_id is None:
@@ -97,17 +97,17 @@ class Transcripts:
                 ) from None
             self._unsaved = False
 
-    async def fork_point(self, session_id: str, at: str | None, *, size: int | None = None) -> str:
+    async def fork_point(self, session_id: str, at: str | None, *, end: Revision | None = None) -> str:
         """The UUID of the last message a fork is to hold: the end of the API reply that `at` belongs to, or the end.
 
-        `size` is where the last completed turn ended, in bytes; what a running turn has added is left out.
+        `end` is where the last completed turn ended; what a running turn has added is left out.
         Raises TranscriptMissing, SessionAmbiguous, MessageNotFound, and UnsafeForkPoint where a tool call would be cut
         from its result.
         """
-        point, path = await self._readers.short(self._fork_point, session_id, at, size)
+        point, path = await self._readers.short(self._fork_point, session_id, at, end)
         if point is not None:
             return point
-        return await self._readers.whole(_cut_whole, [path], at, size)
+        return await self._readers.whole(_cut_whole, [path], at, end)
 
     async def fork(self, session_id: str, up_to: str) -> str:
         """Copy a transcript up to the message `up_to`, without the model; the new session's ID.
@@ -242,7 +242,7 @@ def _is_in(path: Path, message_id: str, size: int) -> bool:
 def _look(path: Path, *_state: int) -> TranscriptInfo | None:
     """What the SDK says of a transcript; remembered while the file's state is the same, as between two turns it is."""
     info = files.session_info(path)
-    return TranscriptInfo(size=info.file_size or 0) if info is not None else None
+    return TranscriptInfo(Revision(info.file_size or 0)) if info is not None else None
 
 
 def _cut_whole(paths: Sequence[Path], at: str | None, size: int | None) -> str:
