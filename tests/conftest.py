@@ -96,3 +96,13 @@ def a_sidecar(
         return Sidecar(tmp_path / "home", {**model_env, **kept, **env}, *options)
 
     return make
+
+
+@pytest.fixture(scope="session")
+async def original(_sidecar: Sidecar, _model: FaultyModel) -> str:
+    """A thread with two completed turns, for all to read and to copy."""
+    _model.reset()
+    await _sidecar.say("the original", "My name is Ada")
+    await _sidecar.say("the original", "I like tea")
+    await _sidecar.at_rest()
+    return "the original"

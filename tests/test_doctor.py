@@ -56,7 +56,7 @@ def change(home: Path, statement: str, *values: object) -> None:
         database.execute(statement, values)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 async def _home(model_env: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     async with Sidecar(tmp_path_factory.mktemp("doctor") / "home", model_env) as sidecar:
         for thread in ("t1", "t2"):

@@ -19,14 +19,6 @@ FIRST, SECOND = (
 )
 
 
-@pytest.fixture(scope="module")
-async def original(_sidecar: Sidecar) -> str:
-    """A thread with two completed turns, for all to copy."""
-    await _sidecar.say("the original", "My name is Ada")
-    await _sidecar.say("the original", "I like tea")
-    return "the original"
-
-
 @pytest.fixture
 async def spoken(sidecar: Sidecar, thread: str, original: str) -> str:
     """A copy of it that a test may do anything to."""

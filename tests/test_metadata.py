@@ -19,15 +19,6 @@ TOKENS = ("input_tokens", "output_tokens", "cache_creation_input_tokens", "cache
 SECOND = "You have said 2 things. First: My name is Ada; last: I like tea"
 
 
-@pytest.fixture(scope="module")
-async def original(_sidecar: Sidecar) -> str:
-    """A thread with two completed turns, for all to copy."""
-    await _sidecar.say("the other original", "My name is Ada")
-    await _sidecar.say("the other original", "I like tea")
-    await _sidecar.at_rest()
-    return "the other original"
-
-
 @pytest.fixture
 async def spoken(sidecar: Sidecar, thread: str, original: str) -> str:
     """A copy of it that a test may do anything to."""

@@ -16,7 +16,7 @@ WARM = {"SIDECAR_WARM_SESSIONS": "4", "SIDECAR_SPARE_PROCESSES": "0"}
 SPARE = {"SIDECAR_WARM_SESSIONS": "0", "SIDECAR_SPARE_PROCESSES": "1"}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 async def _warm(model_env: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Sidecar]:
     home = tmp_path_factory.mktemp("warm")
     agents = home / "agents.toml"
