@@ -5,7 +5,9 @@ to 127.0.0.1, or from its own origin. Neither is a caller of ours. Nobody is ask
 loopback address is the operator; and only there is anybody answered, however the server was started.
 """
 
+import functools
 import ipaddress
+from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
@@ -18,7 +20,8 @@ from session_sidecar.settings import LOOPBACK
 def admit(scope: Scope) -> None:
     """Return if this caller may call at all. Raises ForbiddenHost, ForbiddenOrigin."""
     headers = Headers(scope=scope)
-    if not _is_loopback(scope.get("server")):
+    server: Any = scope.get("server")
+    if not _is_loopback(server and tuple(server)):
         raise ForbiddenHost("This server answers on loopback only, as it does not check who calls. Proxy to it there.")
     if _hostname("//" + headers.get("host", "")) not in LOOPBACK:
         raise ForbiddenHost("The Host header must name the address that this server listens on.")
@@ -27,6 +30,7 @@ def admit(scope: Scope) -> None:
         raise ForbiddenOrigin("Browsers may call only from this server's own origin. Proxy through your backend.")
 
 
+@functools.lru_cache(maxsize=16)
 def _is_loopback(server: tuple[str, int | None] | None) -> bool:
     """Whether a connection came in on this machine: `server` is the address that it came to, as ASGI has it."""
     if server is None or server[1] is None:

@@ -5,8 +5,8 @@ Each is kept as its kind and its data in compact JSON. How that is framed for a 
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 from session_sidecar.errors import ReplayGone
 
@@ -20,12 +20,8 @@ _FRAME_BYTES = 64  # around it, when it goes out
 NEWEST = 2
 
 
-class Event(NamedTuple):
-    """One event: `data` is one line of ASCII JSON, shared by all who read it."""
-
-    number: int
-    kind: str
-    data: bytes
+Event = tuple[int, str, bytes]
+"""The number of an event, its kind, and its data: one line of ASCII JSON, shared by all who read it."""
 
 
 class EventLog:
@@ -52,10 +48,10 @@ class EventLog:
 
     def append(self, kind: str, data: dict[str, Any]) -> None:
         """Add an event: `data` goes out with its members as they are."""
-        before = self.size
-        event = Event(self.last_id + 1, kind, _as_json(data).encode())
-        self._events[event.number] = event
-        self.size += len(event.data) + EVENT_BYTES
+        number, before = self.last_id + 1, self.size
+        line = _as_json(data).encode()
+        self._events[number] = number, kind, line
+        self.size += len(line) + EVENT_BYTES
         if len(self._events) > self._max_events:
             self._drop_oldest()
         self.shrink(self._max_bytes)
@@ -76,9 +72,9 @@ class EventLog:
 
     def newest(self, kind: str) -> dict[str, Any] | None:
         """The data of the newest event of this kind that is still held."""
-        for event in reversed(self._events.values()):
-            if event.kind == kind:
-                data: dict[str, Any] = json.loads(event.data)
+        for _, name, line in reversed(self._events.values()):
+            if name == kind:
+                data: dict[str, Any] = json.loads(line)
                 return data
         return None
 
@@ -96,38 +92,29 @@ class EventLog:
                 f"Events up to {self._first - 1} have left the buffer. Read the answer from the session's messages."
             )
 
-    async def batches(self, after: int = 0) -> AsyncIterator[list[Event]]:
-        """The events from the one after the number `after`, to the end of the turn; what is there comes at once.
+    async def after(self, number: int) -> list[Event]:
+        """The events after this one, as soon as there are any; none when there will be no more.
 
-        A batch is of `CHUNK_BYTES` at most, or a single event. A reader so slow that an event it has not had is dropped
-        ends early, without `end`: it may rejoin, and is then told ReplayGone.
+        `CHUNK_BYTES` of them at most, or a single one. None too for a reader so slow that an event it has not had is
+        dropped: without `end`. It may rejoin, and is then told ReplayGone.
         """
-        position = after + 1
-        while True:
-            while position <= self.last_id:
-                if position < self._first:
-                    return
-                batch = self._batch(position)
-                position += len(batch)
-                yield batch
-            if self._closed:
-                return
+        while number >= self.last_id and not self._closed:
             # Nothing is awaited between seeing that there is no news and waiting for some, so none is missed; another
             # reader that waits already has been woken by the news that this one takes back.
             self._news.clear()
             await self._news.wait()
-
-    def _drop_oldest(self) -> None:
-        self.size -= len(self._events.pop(self._first).data) + EVENT_BYTES
-        self._first += 1
-
-    def _batch(self, position: int) -> list[Event]:
         batch: list[Event] = []
         size = 0
-        for number in range(position, self.last_id + 1):
-            event = self._events[number]
-            size += len(event.data) + _FRAME_BYTES
+        if number < self._first - 1:
+            return batch
+        for position in range(number + 1, self.last_id + 1):
+            event = self._events[position]
+            size += len(event[2]) + _FRAME_BYTES
             if batch and size > CHUNK_BYTES:
                 break
             batch.append(event)
         return batch
+
+    def _drop_oldest(self) -> None:
+        self.size -= len(self._events.pop(self._first)[2]) + EVENT_BYTES
+        self._first += 1
