@@ -93,9 +93,9 @@ async def list_messages(call: Incoming[MessagesQuery]) -> Response:
     asked = call.asked
     wanted = Asked(asked.limit, asked.after, asked.order == "desc", compacted=asked.include is not None)
     page = await call.services.reading.messages(asked.key, wanted, written)
-    end = json.dumps({"has_more": page.next is not None, "next": page.next})
     # An `answers.MessageList` whose messages are written already.
-    body = f'{{"object":"list","data":[{",".join(page.written)}],{end[1:]}'
+    more, after = json.dumps(page.next is not None), json.dumps(page.next)
+    body = f'{{"object":"list","data":[{",".join(page.written)}],"has_more":{more},"next":{after}}}'
     return Response(body.encode(), media_type="application/json")
 
 

@@ -1,1 +1,1 @@
-"""What is known of session_map, and what is changed by hand: not by a turn."""
+"""What is known of sessions, and what is changed by hand: not by a turn."""

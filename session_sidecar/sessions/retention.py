@@ -24,7 +24,7 @@ PAUSE = 0.05  # between two batches, so that callers come in between
 
 
 @contextlib.asynccontextmanager
-async def retention(session_map: SessionMap, mappings: Changes, settings: Settings) -> AsyncIterator[None]:
+async def retention(session_map: SessionMap, changes: Changes, settings: Settings) -> AsyncIterator[None]:
     """Sweep in the background as long as the block lasts, if the operator wants any of it.
 
     The end of the block does not wait for a sweep. One that is broken off leaves at worst a mapping whose transcript is
@@ -33,7 +33,7 @@ async def retention(session_map: SessionMap, mappings: Changes, settings: Settin
     if settings.retention_days is None:
         yield
         return
-    sweeping = asyncio.create_task(_sweep_hourly(session_map, mappings, settings), name="retention")
+    sweeping = asyncio.create_task(_sweep_hourly(session_map, changes, settings), name="retention")
     try:
         yield
     finally:
@@ -41,10 +41,10 @@ async def retention(session_map: SessionMap, mappings: Changes, settings: Settin
         await asyncio.wait([sweeping])
 
 
-async def _sweep_hourly(session_map: SessionMap, mappings: Changes, settings: Settings) -> None:
+async def _sweep_hourly(session_map: SessionMap, changes: Changes, settings: Settings) -> None:
     while True:
         try:
-            await sweep(session_map, mappings, settings)
+            await sweep(session_map, changes, settings)
         except (SidecarError, SessionMapError) as error:
             logger.error("the sweep was broken off: %s", error)  # noqa: TRY400 - it says what to do
         except Exception:
@@ -52,7 +52,7 @@ async def _sweep_hourly(session_map: SessionMap, mappings: Changes, settings: Se
         await asyncio.sleep(HOUR)
 
 
-async def sweep(session_map: SessionMap, mappings: Changes, settings: Settings) -> int:
+async def sweep(session_map: SessionMap, changes: Changes, settings: Settings) -> int:
     """Remove what has been idle for too long, and log one line; how many mappings were removed."""
     began, days = time.monotonic(), settings.retention_days
     if days is None:
@@ -67,7 +67,7 @@ async def sweep(session_map: SessionMap, mappings: Changes, settings: Settings) 
         for row in rows:
             if row.updated_at < limit:
                 try:
-                    removed += await mappings.forget(row.key, transcript=with_transcripts, version=row.version)
+                    removed += await changes.forget(row.key, transcript=with_transcripts, version=row.version)
                 except ThreadBusy:
                     busy += 1
         if rows[-1].created_at >= limit:

@@ -1,16 +1,17 @@
 """From the lines of a transcript to its conversation. Damage costs the line that it is in, never the history."""
 
-import asyncio
 import functools
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeVar, cast
 
 from claude_agent_sdk import SessionKey, SessionStore, SessionStoreEntry, get_session_messages_from_store
 
 from session_sidecar.agent.transcripts.lines import Chain, Entry, linked, parsed
+
+T = TypeVar("T")
 
 # What an entry's place in the chain depends on. The rest stays unparsed in its line until somebody wants to read it: a
 # long history is many objects, and the garbage collector stops everybody while it looks through them.
@@ -158,7 +159,7 @@ def conversation(entries: list[Entry], *, compacted: bool = False) -> list[Trans
     """
     entries = mend(entries, compacted=compacted)
     store = cast("SessionStore", _Entries(entries))
-    shown = asyncio.run(get_session_messages_from_store(store, _ANY_SESSION))
+    shown = _at_once(get_session_messages_from_store(store, _ANY_SESSION))
     by_uuid = {entry["uuid"]: entry for entry in entries}
     uuids = {message.uuid for message in shown}
     messages = []
@@ -228,6 +229,15 @@ def _blocks(message: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _count(value: object) -> int:
     return value if isinstance(value, int) else 0
+
+
+def _at_once(work: Coroutine[Any, Any, T]) -> T:
+    """What a coroutine comes to that waits for nothing: an event loop for that would cost more than the work."""
+    try:
+        work.send(None)
+    except StopIteration as done:
+        return cast("T", done.value)
+    raise AssertionError("the SDK waited for something")
 
 
 class _Entries:
