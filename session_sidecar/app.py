@@ -31,10 +31,10 @@ from session_sidecar.settings import Settings
 from session_sidecar.turns.ending import Afterwards
 from session_sidecar.turns.exclusion import Exclusion
 from session_sidecar.turns.plan import Planner
-from session_sidecar.turns.processes import Processes
+from session_sidecar.turns.processes import Processes, Warming
 from session_sidecar.turns.replay import Replay
-from session_sidecar.turns.story import Turns
-from session_sidecar.turns.warming import Warming
+from session_sidecar.turns.story import Story
+from session_sidecar.turns.turns import Turns
 from session_store import SessionMap, open_session_map
 
 logger = logging.getLogger(__name__)
@@ -113,16 +113,26 @@ def make_turns(
         work_seconds=settings.turn_seconds,
     )
     exclusion, processes = Exclusion(queue_turns=settings.queue_turns), Processes(agents, pool)
+    replay, planner = Replay(settings), Planner(session_map, transcripts, exclusion, processes.settled)
+    story = Story(
+        session_map=session_map,
+        exclusion=exclusion,
+        replay=replay,
+        planner=planner,
+        processes=processes,
+        afterwards=Afterwards(session_map, transcripts),
+        settings=settings,
+        model=model,
+    )
     return Turns(
+        story=story,
         session_map=session_map,
         agents=agents,
         transcripts=transcripts,
         exclusion=exclusion,
-        replay=Replay(settings),
-        planner=Planner(session_map, transcripts, exclusion, processes.settled),
+        replay=replay,
+        planner=planner,
         processes=processes,
-        afterwards=Afterwards(session_map, transcripts),
         warming=Warming(session_map, agents, transcripts, pool, exclusion),
         settings=settings,
-        model=model,
     )

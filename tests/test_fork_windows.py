@@ -10,8 +10,8 @@ import pytest
 from session_sidecar.app import create_app
 from session_sidecar.errors import UnsafeForkPoint
 from session_sidecar.settings import Settings
-from session_sidecar.turns.story import Turns
 from session_sidecar.turns.turn import Turn, TurnRequest
+from session_sidecar.turns.turns import Turns
 from session_store import ThreadKey
 from tests.faults import FaultyModel
 from tests.server import SECONDS, Sidecar, chain

@@ -16,7 +16,7 @@ from session_sidecar.errors import InvalidRequest, SidecarError, UnsupportedMedi
 from session_sidecar.sessions.changes import Changes
 from session_sidecar.sessions.reading import Reading
 from session_sidecar.settings import Settings
-from session_sidecar.turns.story import Turns
+from session_sidecar.turns.turns import Turns
 
 M = TypeVar("M", bound=BaseModel)
 

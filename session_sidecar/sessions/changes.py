@@ -19,7 +19,7 @@ from session_sidecar.errors import (
 )
 from session_sidecar.sessions.reading import Session
 from session_sidecar.settings import Settings
-from session_sidecar.turns.story import Turns
+from session_sidecar.turns.turns import Turns
 from session_store import SessionMap, ThreadKey
 
 BATCH = 100

@@ -1,0 +1,192 @@
+"""All turns of this process: begun, joined, stopped, counted, and seen to their end."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Coroutine, Iterable
+from typing import Any, Literal, TypeVar
+
+from session_sidecar.agent.agents import Agents
+from session_sidecar.agent.process import AgentProcess
+from session_sidecar.agent.transcripts.transcripts import Transcripts
+from session_sidecar.errors import SessionNotFound, ShuttingDown, SidecarError, TooManyTurns
+from session_sidecar.settings import Settings
+from session_sidecar.turns.exclusion import Exclusion
+from session_sidecar.turns.plan import Planner
+from session_sidecar.turns.processes import Processes, Warming
+from session_sidecar.turns.replay import Replay
+from session_sidecar.turns.story import Story
+from session_sidecar.turns.turn import Turn, TurnRequest
+from session_store import SessionMap, SessionMapping, ThreadKey
+
+T = TypeVar("T")
+
+
+class Turns:
+    """At most one turn runs on a thread; each is a task that is owned here."""
+
+    def __init__(
+        self,
+        *,
+        story: Story,
+        session_map: SessionMap,
+        agents: Agents,
+        transcripts: Transcripts,
+        exclusion: Exclusion,
+        replay: Replay,
+        planner: Planner,
+        processes: Processes,
+        warming: Warming,
+        settings: Settings,
+    ) -> None:
+        self._story = story
+        self._map = session_map
+        self._agents = agents
+        self._transcripts = transcripts
+        self._exclusion = exclusion
+        self._replay = replay
+        self._planner = planner
+        self._processes = processes
+        self._warming = warming
+        self._settings = settings
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._closing = False
+        processes.on_turn(self._begin_background)
+
+    @property
+    def model(self) -> Literal["live", "offline"]:
+        """What answers."""
+        return self._story.model
+
+    def begin(self, request: TurnRequest) -> Turn:
+        """Begin a turn, or join the one that an earlier attempt began; without waiting for anything.
+
+        Raises ThreadBusy, QueueFull, ThreadExists, TooManyTurns, UnknownAgent, IdempotencyMismatch, ReplayGone,
+        ShuttingDown.
+        """
+        if earlier := self._replay.find(request):
+            return earlier
+        if self._closing:
+            raise ShuttingDown("No new turns are taken. Try again when it is back.", retry_after=5)
+        self._agents.check(request.agent)
+        self._admit()
+        turn = Turn(request, self._replay.log())
+        self._own(self._story.run(turn, self._exclusion.enter(turn)))
+        self._replay.keep(turn)
+        return turn
+
+    async def running(self, keys: Iterable[ThreadKey]) -> set[ThreadKey]:
+        """Those of these threads on which a turn runs."""
+        return {key for key in keys if self._exclusion.running(key) is not None}
+
+    async def rejoin(self, key: ThreadKey, turn_id: str | None) -> Turn | None:
+        """The turn of this ID, or any, that runs on a thread or is about the last to have ended there; None without.
+
+        What the agent says by itself before it comes to the message is said first.
+        """
+        running = self._exclusion.running(key)
+        there = (running and running.before, running, running or self._replay.latest(key))
+        return next((turn for turn in there if turn is not None and turn_id in (None, turn.id)), None)
+
+    async def interrupt(self, key: ThreadKey) -> Turn | None:
+        """Stop the turn that runs on a thread and wait until it has ended; None where none runs.
+
+        Raises SessionNotFound for a thread that does not exist.
+        """
+        turn = self._exclusion.running(key)
+        if turn is None:
+            if await self._map.get(key) is None:
+                raise SessionNotFound("There is no such thread of this resource, so nothing to interrupt.")
+            return None
+        turn.stop()
+        await turn.ended.wait()
+        return turn
+
+    def busy(self, resource_id: str) -> list[ThreadKey]:
+        """The threads of a resource that turns run on or wait for."""
+        return [key for key in self._exclusion.busy() if key.resource_id == resource_id]
+
+    def forget(self, key: ThreadKey) -> None:
+        """Let nobody read again what ended on a thread, which was deleted."""
+        self._replay.forget(key)
+
+    async def fork(self, parent_key: ThreadKey, key: ThreadKey, at: str | None) -> SessionMapping:
+        """Branch a thread without a turn: the SDK copies the transcript, no model is called.
+
+        Like a turn it is counted, and goes on without whoever asked for it. Raises SessionNotFound, ThreadExists,
+        ThreadBusy, TranscriptMissing, SessionAmbiguous, MessageNotFound, UnsafeForkPoint, TooManyTurns, NotSaved,
+        TranscriptsUnavailable, ShuttingDown. No copy is left then, nor where the session map fails.
+        """
+        if self._closing:
+            raise ShuttingDown("Nothing was forked. Try again when it is back.", retry_after=5)
+        self._admit()
+        return await asyncio.shield(self._own(self._fork(parent_key, key, at)))
+
+    async def _fork(self, parent_key: ThreadKey, key: ThreadKey, at: str | None) -> SessionMapping:
+        async with self.hold(key):
+            parent, point = await self._planner.fork_point(parent_key, key, at)
+            session_id = await self._transcripts.fork(parent.sdk_session_id, point)
+            try:
+                return await self._map.add(
+                    key, session_id, parent_thread_id=parent_key.thread_id, parent_message_id=point
+                )
+            except Exception:
+                await self._transcripts.delete(session_id)
+                raise
+
+    def _begin_background(self, key: ThreadKey, agent: str, process: AgentProcess) -> None:
+        """Make a turn of the thread of what its process has begun to say by itself."""
+        if self._closing:
+            return  # the process is about to be closed
+        turn = Turn(TurnRequest(key, "", agent=agent), self._replay.log(), "background")
+        self._own(self._story.run_background(turn, self._exclusion.enter(turn), process))
+
+    def warm_up(self, key: ThreadKey, agent: str) -> None:
+        """Connect a process to a thread when there is time: its person has just opened it. Raises UnknownAgent."""
+        self._agents.check(agent)
+        if not self._closing:
+            self._warming.hint(key, agent)
+
+    async def check(self) -> None:
+        """Return if turns can be run. Raises the SidecarError that says why not, or StoreUnavailable."""
+        if self._closing:
+            raise ShuttingDown("No new turns are taken.", retry_after=5)
+        await self._map.check()
+        await self._transcripts.check_saving()
+
+    def _admit(self) -> None:
+        if len(self._tasks) + self._processes.working >= self._settings.max_turns:
+            raise TooManyTurns(f"{self._settings.max_turns} turns are under way. Try again soon.", retry_after=2)
+
+    def _own(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    @contextlib.asynccontextmanager
+    async def hold(self, key: ThreadKey, *, stop: SidecarError | None = None) -> AsyncIterator[None]:
+        """Keep turns off a thread, and its process closed, while it is changed.
+
+        If one runs or waits there, or the agent is at work in the background: stops it all for the reason `stop`, or
+        raises ThreadBusy where there is none.
+        """
+        async with self._exclusion.hold(key, stop=stop):
+            if stop is None:
+                self._processes.check_rest(key)
+            await self._processes.drop(key)
+            yield
+
+    def stop_all(self) -> None:
+        """Refuse new turns from now on and ask the running ones to stop."""
+        self._closing = True
+        self._exclusion.stop_all(ShuttingDown("The turn was stopped because the sidecar shuts down."))
+
+    async def close(self) -> None:
+        """Stop all turns and wait until each has ended and its process is gone."""
+        self.stop_all()
+        await self._processes.stop()
+        await self._warming.close()
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+        await self._processes.close()
+        self._replay.close()
