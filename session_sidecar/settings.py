@@ -1,8 +1,9 @@
 """The operator's settings, from `SIDECAR_*` in the environment; `serve`'s options come on top."""
 
 import contextlib
+import difflib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -80,15 +81,18 @@ class Settings(BaseModel):
         """
         environ = os.environ if environ is None else environ
         given: dict[str, Any] = {
-            k[len(ENV_PREFIX) :].lower(): v for k, v in environ.items() if k.startswith(ENV_PREFIX)
+            k[len(ENV_PREFIX) :].lower(): v
+            for k, v in environ.items()
+            if k.startswith(ENV_PREFIX) and k not in CLIENT_VARIABLES
         }
         given |= {name: value for name, value in overrides.items() if value is not None}
         try:
             return cls.model_validate(given)
         except ValidationError as error:
             first = error.errors()[0]
-            name = ENV_PREFIX + str(first["loc"][0]).upper()
-            raise SettingsError(f"{name}: {first['msg']}") from None
+            name = str(first["loc"][0])
+            complaint = _no_such(name, cls.model_fields) if first["type"] == "extra_forbidden" else first["msg"]
+            raise SettingsError(f"{ENV_PREFIX}{name.upper()}: {complaint}") from None
 
     @property
     def most_warm_sessions(self) -> int:
@@ -125,6 +129,12 @@ class Settings(BaseModel):
     def workspace(self) -> Path:
         """The CLI's working directory."""
         return self.home.absolute() / "workspace"
+
+
+def _no_such(name: str, names: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, names, n=1)
+    hint = f"did you mean {ENV_PREFIX}{near[0].upper()}?" if near else "the README lists them all"
+    return f"no such setting; {hint}"
 
 
 def memory_bytes() -> int:

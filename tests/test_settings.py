@@ -25,7 +25,8 @@ def test_the_environment_sets_and_an_option_comes_on_top() -> None:
         ({"SIDECAR_PORT": "high"}, "SIDECAR_PORT: "),
         ({"SIDECAR_PORT": "70000"}, "SIDECAR_PORT: "),
         ({"SIDECAR_MODEL": "dead"}, "SIDECAR_MODEL: "),
-        ({"SIDECAR_PROT": "9000"}, "SIDECAR_PROT: "),
+        ({"SIDECAR_PROT": "9000"}, r"SIDECAR_PROT: no such setting; did you mean SIDECAR_PORT\?"),
+        ({"SIDECAR_COLOUR": "red"}, "SIDECAR_COLOUR: no such setting; the README lists them all"),
         ({"SIDECAR_PING_SECONDS": "0"}, "SIDECAR_PING_SECONDS: "),
     ],
 )
@@ -33,3 +34,7 @@ def test_a_wrong_setting_or_a_name_that_is_none_is_refused_by_name(environ: dict
     with pytest.raises(SettingsError, match=complaint) as caught:
         Settings.load(environ)
     assert "\n" not in str(caught.value)
+
+
+def test_what_the_command_line_finds_its_sidecar_by_is_no_setting_of_the_server() -> None:
+    assert Settings.load({"SIDECAR_URL": "http://localhost:8001", "SIDECAR_TOKEN": "x"}) == Settings.load({})
