@@ -22,9 +22,14 @@ _ADDRESS = re.compile(r"running on (http://[\w.]+:\d+)")
 class Event:
     """One server-sent event."""
 
-    id: int
+    id: str
     name: str
     data: dict[str, Any]
+
+    @property
+    def number(self) -> int:
+        """Which one of its turn it is."""
+        return int(self.id.rpartition("-")[2])
 
     @property
     def delta(self) -> str:
@@ -65,7 +70,7 @@ class Stream:
                 continue
             lines = [line.partition(": ") for line in block.split("\n")]
             fields = {name: value for name, _, value in lines}
-            event = Event(int(fields["id"]), fields["event"], json.loads(fields["data"]))
+            event = Event(fields["id"], fields["event"], json.loads(fields["data"]))
             self.events.append(event)
             yield event
 
@@ -248,9 +253,9 @@ class Sidecar:
             yield Stream(response)
 
     @contextlib.asynccontextmanager
-    async def rejoin(self, thread: str, after: int | None = None, **query: str) -> AsyncIterator[Stream]:
+    async def rejoin(self, thread: str, after: str | None = None, **query: str) -> AsyncIterator[Stream]:
         """`GET /v1/chat` as a stream."""
-        headers = {} if after is None else {"last-event-id": str(after)}
+        headers = {} if after is None else {"last-event-id": after}
         params = {"thread_id": thread, "resource_id": "alice", **query}
         async with self.http.stream("GET", "/v1/chat", params=params, headers=headers) as response:
             if response.status_code != 200:

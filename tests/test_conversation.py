@@ -47,7 +47,7 @@ async def test_a_stream_says_its_session_first_then_the_sdks_messages_then_how_i
     assert stream.response.headers["content-type"].startswith("text/event-stream")
     assert stream.response.headers["cache-control"] == "no-store, no-transform"
     assert stream.response.headers["x-accel-buffering"] == "no"
-    assert [event.id for event in events] == list(range(1, len(events) + 1))
+    assert [event.number for event in events] == list(range(1, len(events) + 1))
     session, init, *_, result, end = events
     assert session.name == "session"
     assert session.data == {
@@ -127,7 +127,7 @@ async def test_a_turn_goes_on_without_its_reader_and_can_be_rejoined_where_it_wa
     model.release()
     async with sidecar.rejoin(thread, after=seen) as rest:
         events = await rest.rest()
-    assert events[0].id == seen + 1
+    assert events[0].number == int(seen.rpartition("-")[2]) + 1
     assert stream.text + rest.text == "You have said 1 thing: [[hold 3]]"
     assert events[-1].data["status"] == "completed"
     async with sidecar.rejoin(thread) as replay:
@@ -150,12 +150,38 @@ async def test_there_is_nothing_to_rejoin_where_no_turn_ran(sidecar: Sidecar, th
 
 
 async def test_a_named_turn_is_rejoined_or_none_is(sidecar: Sidecar, thread: str) -> None:
-    turn_id = (await sidecar.chat(thread, "Hello")).json()["session"]["turn_id"]
-    async with sidecar.rejoin(thread, turn_id=turn_id) as same:
-        assert same.response.status_code == 200
-    await sidecar.say(thread, "And another")
-    async with sidecar.rejoin(thread, after=5, turn_id=turn_id) as other:
-        assert other.response.status_code == 204
+    turns = [(await sidecar.chat(thread, text)).json()["session"]["turn_id"] for text in ("Hello", "And another")]
+    for turn_id in turns:
+        async with sidecar.rejoin(thread, after=f"{turn_id}-1") as same:
+            events = await same.rest()
+        assert [event.number for event in events] == list(range(2, len(events) + 2))
+        assert {event.id.rpartition("-")[0] for event in events} == {turn_id}
+    async with sidecar.rejoin(thread, after="63df1c2f-0000-4000-8000-000000000000-1") as another:
+        assert another.response.status_code == 204
+
+
+async def test_nothing_is_left_after_the_end(sidecar: Sidecar, thread: str) -> None:
+    async with sidecar.stream(thread, "Hello") as stream:
+        end = (await stream.rest())[-1]
+    async with sidecar.rejoin(thread, after=end.id) as nothing:
+        assert nothing.response.status_code == 204
+
+
+async def test_a_turn_whose_ids_a_reader_has_is_not_taken_for_the_next_one(
+    sidecar: Sidecar, thread: str, model: FaultyModel
+) -> None:
+    async with sidecar.stream(thread, "Hello") as stream:
+        first = await stream.rest()
+    async with sidecar.stream(thread, "[[hold 3]]") as stream:
+        await stream.until_text()
+        async with sidecar.rejoin(thread, after=first[-1].id) as over:
+            assert over.response.status_code == 204
+        async with sidecar.rejoin(thread, after=first[-3].id) as rest:
+            assert [event.id for event in await rest.rest()] == [event.id for event in first[-2:]]
+        async with sidecar.rejoin(thread) as running:
+            assert (await running.until("session")).data == stream.events[0].data
+            model.release()
+            assert (await running.rest())[-1].name == "end"
 
 
 async def test_events_that_have_left_the_buffer_are_told_and_not_skipped(
@@ -301,8 +327,13 @@ async def test_another_resources_thread_is_as_if_it_were_not_there(sidecar: Side
     assert (await sidecar.session(thread)).status_code == 200
 
 
-async def test_a_last_event_id_that_is_no_number_is_refused(sidecar: Sidecar, thread: str) -> None:
+@pytest.mark.parametrize("event_id", ["seven", "7", "63df1c2f-0000-4000-8000-000000000000", "63DF1C2F-1"])
+async def test_a_last_event_id_that_is_none_of_ours_is_refused(sidecar: Sidecar, thread: str, event_id: str) -> None:
     await sidecar.say(thread, "Hello")
-    key = {"thread_id": thread, "resource_id": "alice"}
-    response = await sidecar.http.get("/v1/chat", params=key, headers={"last-event-id": "seven"})
-    assert (response.status_code, response.json()["errors"][0]["field"]) == (422, "Last-Event-ID")
+    key, headers = {"thread_id": thread, "resource_id": "alice"}, {"last-event-id": event_id}
+    for response in (
+        await sidecar.http.get("/v1/chat", params=key, headers=headers),
+        await sidecar.http.post("/v1/chat", json={**key, "message": "Hello"}, headers=headers),
+    ):
+        assert (response.status_code, response.json()["errors"][0]["field"]) == (422, "Last-Event-ID")
+    assert len(await sidecar.history(thread)) == 2

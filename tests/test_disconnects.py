@@ -140,7 +140,7 @@ async def test_what_a_turn_holds_in_memory_is_bounded_and_a_late_reader_is_told(
         async with sidecar.stream(thread, "Hello") as stream:
             events = await stream.rest()
         assert stream.text == "word " * 3000  # a reader that keeps up misses nothing
-        async with sidecar.rejoin(thread, after=10) as late:
+        async with sidecar.rejoin(thread, after=events[9].id) as late:
             assert late.response.status_code == 410
             assert '"replay_gone"' in late.response.text
         async with sidecar.rejoin(thread, after=events[-3].id) as recent:

@@ -7,9 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from session_sidecar.api.frames import native
+from session_sidecar.api.frames import native, position
 from session_sidecar.errors import ReplayGone
 from session_sidecar.turns.events import CHUNK_BYTES, EventLog
+
+TURN = "63df1c2f-0000-4000-8000-000000000000"
 
 
 def a_log(max_events: int = 100, max_bytes: int = 10_000) -> EventLog:
@@ -18,7 +20,7 @@ def a_log(max_events: int = 100, max_bytes: int = 10_000) -> EventLog:
 
 async def read(log: EventLog, after: int = 0) -> list[bytes]:
     async with asyncio.timeout(5):
-        return [frame async for chunk in native(log, after) for frame in frames(chunk)]
+        return [frame async for chunk in native(log, after, TURN) for frame in frames(chunk)]
 
 
 async def closed(log: EventLog, after: int = 0) -> list[bytes]:
@@ -32,7 +34,7 @@ def frames(chunk: bytes) -> list[bytes]:
 
 
 def ids(frames: list[bytes]) -> list[int]:
-    return [int(frame.split(b"\n")[0].removeprefix(b"id: ")) for frame in frames]
+    return [position(frame.split(b"\n")[0].removeprefix(b"id: ").decode()).number for frame in frames]
 
 
 async def test_a_reader_gets_every_event_in_order_and_ends_with_the_turn() -> None:
@@ -41,7 +43,7 @@ async def test_a_reader_gets_every_event_in_order_and_ends_with_the_turn() -> No
         log.append("assistant", {"n": number})
     log.close()
     events = await read(log)
-    assert events[0] == b'id: 1\nevent: assistant\ndata: {"n":0}\n\n'
+    assert events[0] == b'id: 63df1c2f-0000-4000-8000-000000000000-1\nevent: assistant\ndata: {"n":0}\n\n'
     assert ids(events) == [1, 2, 3]
 
 
@@ -58,7 +60,7 @@ async def test_a_reader_that_is_there_first_follows_the_turn() -> None:
 
 async def test_every_one_of_several_readers_is_woken_for_each_event() -> None:
     log = a_log()
-    readers = [native(log, 0), native(log, 0), native(log, 1)]
+    readers = [native(log, 0, TURN), native(log, 0, TURN), native(log, 1, TURN)]
     log.append("assistant", {})
     for reader in readers[:2]:
         assert ids(frames(await anext(reader))) == [1]
@@ -75,7 +77,7 @@ async def test_events_that_are_there_at_once_come_at_once_but_no_more_than_a_slo
     for number in range(5_000):
         log.append("assistant", {"n": number})
     log.close()
-    chunks = [chunk async for chunk in native(log, 0)]
+    chunks = [chunk async for chunk in native(log, 0, TURN)]
     assert 1 < len(chunks) < 10
     assert max(map(len, chunks)) < CHUNK_BYTES + 100
     assert ids(frames(b"".join(chunks))) == list(range(1, 5_001))
@@ -136,7 +138,7 @@ async def test_the_newest_event_of_a_name_is_found_in_what_is_held() -> None:
 
 async def test_a_reader_that_falls_behind_the_buffer_is_ended_before_the_hole() -> None:
     log = a_log(max_events=3)
-    chunks = native(log, 0)
+    chunks = native(log, 0, TURN)
     log.append("assistant", {})
     assert ids(frames(await anext(chunks))) == [1]
     for _ in range(10):

@@ -281,16 +281,19 @@ async def test_a_key_and_its_turn_are_forgotten_after_their_time(held: Callable[
     assert some.find(asked("t", "key")) is None
 
 
-async def test_a_turn_without_a_key_is_forgotten_after_its_time_and_at_once_when_another_takes_its_place(
+async def test_the_turns_of_a_thread_are_each_found_by_their_id_and_forgotten_after_their_time(
     held: Callable[..., Replay],
 ) -> None:
-    some = held(replay_seconds=SWEEP_SECONDS / 2)
-    earlier = weakref.ref(a_turn(some))
-    turn = weakref.ref(a_turn(some))
-    assert earlier() is None
-    assert some.latest(ThreadKey("t", "alice")) is turn()
-    await gone(turn)
-    assert some.latest(ThreadKey("t", "alice")) is None
+    some, key = held(replay_seconds=SWEEP_SECONDS / 2), ThreadKey("t", "alice")
+    turns = [a_turn(some) for _ in range(2)]
+    assert [some.named(key, turn.id) for turn in turns] == turns
+    assert some.named(ThreadKey("other", "alice"), turns[0].id) is None
+    assert some.latest(key) is turns[1]
+    there, turn_id = [weakref.ref(turn) for turn in turns], turns[0].id
+    turns.clear()
+    for turn in there:
+        await gone(turn)
+    assert some.latest(key) is some.named(key, turn_id) is None
 
 
 async def test_what_ended_on_a_thread_that_is_forgotten_is_gone_but_its_keys_are_still_used(

@@ -10,11 +10,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from session_sidecar.api.frames import native
+from session_sidecar.api.frames import Position, native, position
 from session_sidecar.api.http import Incoming, Json
 from session_sidecar.api.models import answers
 from session_sidecar.api.models.answers import session_object
-from session_sidecar.api.models.requests import MAX_ID_CHARS, ChatRequest, ForkRequest, RejoinQuery, Thread
+from session_sidecar.api.models.requests import MAX_ID_CHARS, ChatRequest, ForkRequest, Thread
 from session_sidecar.errors import InvalidRequest
 from session_sidecar.sessions.reading import Session
 from session_sidecar.turns.events import CHUNK_BYTES
@@ -22,16 +22,21 @@ from session_sidecar.turns.turn import Turn, TurnRequest
 
 
 async def chat(call: Incoming[ChatRequest]) -> Response:
-    """`POST /v1/chat`: run one turn; it resumes the thread's session, or starts one."""
+    """`POST /v1/chat`: run one turn; it resumes the thread's session, or starts one.
+
+    With `Last-Event-ID` it is a reader who comes back: the turn that the ID names is joined, and none is started.
+    """
     return _begin(call, call.asked.turn())
 
 
-async def rejoin(call: Incoming[RejoinQuery]) -> Response:
-    """`GET /v1/chat`: the stream of the running or just ended turn, from after `Last-Event-ID`."""
-    turn = await call.services.turns.rejoin(call.asked.key, call.asked.turn_id)
-    if turn is None:
-        return Response(status_code=204)
-    return TurnResponse(call, turn, after=_last_event_id(call.request))
+async def rejoin(call: Incoming[Thread]) -> Response:
+    """`GET /v1/chat`: the stream of the running or just ended turn, or the rest of the one that `Last-Event-ID` names.
+
+    204 where there is none, and where nothing is left of it.
+    """
+    at = _last_event_id(call.request)
+    turn = await call.services.turns.rejoin(call.asked.key, at.turn_id if at else None)
+    return Response(status_code=204) if turn is None else _from(call, turn, at)
 
 
 async def interrupt(call: Incoming[Thread]) -> Response:
@@ -60,8 +65,16 @@ def _begin(call: Incoming[Any], turn: TurnRequest) -> Response:
     if key is not None and not (1 <= len(key) <= MAX_ID_CHARS and key.isascii() and key.isprintable()):
         message = f"must be 1 to {MAX_ID_CHARS} printable ASCII characters"
         raise InvalidRequest("Nothing was started. See `errors`.", [{"field": "Idempotency-Key", "message": message}])
+    at = _last_event_id(call.request)
     request = replace(turn, idempotency_key=key, request_id=call.request.state.request_id)
-    return TurnResponse(call, call.services.turns.begin(request))
+    return _from(call, call.services.turns.begin(request, at.turn_id if at else None), at)
+
+
+def _from(call: Incoming[Any], turn: Turn, at: Position | None) -> Response:
+    """A turn from where a reader has come to. 204 after its end: a reader who was told of it stops asking at that."""
+    if at is not None and turn.ended.is_set() and at.number >= turn.log.last_id:
+        return Response(status_code=204)
+    return TurnResponse(call, turn, after=at.number if at else 0)
 
 
 class TurnResponse(Response):
@@ -95,7 +108,7 @@ class TurnResponse(Response):
 
     def _stream(self) -> EventSourceResponse:
         return EventSourceResponse(
-            native(self._turn.log, self._after),
+            native(self._turn.log, self._after, self._turn.id),
             sep="\n",
             headers={"Cache-Control": "no-store, no-transform"},
             ping=self._settings.ping_seconds,
@@ -159,8 +172,9 @@ def wants_json(accept: str) -> bool:
     return "application/json" in ranges and "text/event-stream" not in ranges
 
 
-def _last_event_id(request: Request) -> int:
-    text = request.headers.get("last-event-id", "0")
-    if not (text.isascii() and text.isdigit() and len(text) < 16):
-        raise InvalidRequest("See `errors`.", [{"field": "Last-Event-ID", "message": "must be the id of an event"}])
-    return int(text)
+def _last_event_id(request: Request) -> Position | None:
+    text = request.headers.get("last-event-id")
+    try:
+        return position(text) if text else None
+    except ValueError as error:
+        raise InvalidRequest("See `errors`.", [{"field": "Last-Event-ID", "message": str(error)}]) from None

@@ -3,19 +3,42 @@
 A dialect makes the chunks of a response body of what a log gives it; it keeps nothing of them.
 """
 
+import re
 from collections.abc import AsyncIterator
+from typing import NamedTuple
 
 from session_sidecar.turns.events import CHUNK_BYTES, EventLog
 
+_FRAME = b"id: %b-%d\nevent: %b\ndata: %b\n\n"
+_ID = re.compile(r"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})-([0-9]{1,15})")
 
-async def native(log: EventLog, after: int) -> AsyncIterator[bytes]:
-    """The events as they are: `id:` is the number, `event:` the kind, `data:` one line."""
+
+class Position(NamedTuple):
+    """Behind which event of which turn a reader goes on."""
+
+    turn_id: str
+    number: int
+
+
+def position(event_id: str) -> Position:
+    """What an `id:` of the sidecar's says. Raises ValueError for any other text."""
+    found = _ID.fullmatch(event_id)
+    if found is None:
+        raise ValueError("must be the id of an event: it names the turn, and the event's number in it")
+    return Position(found[1], int(found[2]))
+
+
+async def native(log: EventLog, after: int, turn_id: str) -> AsyncIterator[bytes]:
+    """The events as they are: `id:` is the turn's ID and the number, `event:` the kind, `data:` one line."""
+    name = turn_id.encode()
     while events := await log.after(after):
         after, kind, data = events[-1]
         if len(data) > CHUNK_BYTES:
             # By itself, as it is: a large one is not copied for each of its readers.
-            yield f"id: {after}\nevent: {kind}\ndata: ".encode()
+            yield f"id: {turn_id}-{after}\nevent: {kind}\ndata: ".encode()
             yield data
             yield b"\n\n"
         else:
-            yield b"".join([b"id: %d\nevent: %b\ndata: %b\n\n" % (n, kind.encode(), data) for n, kind, data in events])
+            yield b"".join(
+                [b"id: %b-%d\nevent: %b\ndata: %b\n\n" % (name, n, kind.encode(), data) for n, kind, data in events]
+            )

@@ -43,12 +43,12 @@ _TURN = (
 _FORK = (errors.ThreadExists, errors.MessageNotFound, errors.UnsafeForkPoint)
 
 CALLS: tuple[Call[Any], ...] = (
-    Call("POST", "/v1/chat", chat.chat, requests.ChatRequest, {200: answers.TurnAnswer}, _TURN),
+    Call("POST", "/v1/chat", chat.chat, requests.ChatRequest, {200: answers.TurnAnswer, 204: None}, _TURN),
     Call(
         "GET",
         "/v1/chat",
         chat.rejoin,
-        requests.RejoinQuery,
+        requests.Thread,
         {200: answers.TurnAnswer, 204: None},
         (errors.ReplayGone,),
     ),
@@ -65,7 +65,7 @@ CALLS: tuple[Call[Any], ...] = (
         "/v1/chat/fork",
         chat.fork,
         requests.ForkRequest,
-        {200: answers.TurnAnswer, 201: answers.DescribedSession},
+        {200: answers.TurnAnswer, 201: answers.DescribedSession, 204: None},
         (*_TURN, *_FORK),
     ),
     Call(

@@ -38,7 +38,7 @@ def run(sidecar: Sidecar, thread: Json, message: str, agent: str | None) -> None
 def _events(sidecar: Sidecar, thread: Json, asked: Json) -> Iterator[tuple[str, Json]]:
     """A turn's events up to `end`. Where the stream breaks, it is rejoined after the last event that arrived."""
     answer = sidecar.open("POST", "/v1/chat", asked)
-    turn_id, last_id, pauses = None, "", iter(PAUSES)
+    last_id, pauses = "", iter(PAUSES)
     while True:
         broken = Broken(sidecar.url, "the stream ended before the turn did")
         try:
@@ -49,17 +49,16 @@ def _events(sidecar: Sidecar, thread: Json, asked: Json) -> Iterator[tuple[str, 
                 for event in EventSource(response, max_event_size=None):
                     last_id, pauses = event.id, iter(PAUSES)
                     data: Json = json.loads(event.data)
-                    turn_id = data["turn_id"] if event.event == "session" else turn_id
                     yield event.event, data
                     if event.event == "end":
                         return
         except Broken as error:
             broken = error
         pause = next(pauses, None)
-        if turn_id is None or pause is None:  # without its first event nobody can tell which turn to rejoin
+        if not last_id or pause is None:  # without its first event nobody can tell which turn to rejoin
             raise broken
         time.sleep(pause)
-        answer = sidecar.open("GET", "/v1/chat", {**thread, "turn_id": turn_id}, {"Last-Event-ID": last_id})
+        answer = sidecar.open("GET", "/v1/chat", thread, {"Last-Event-ID": last_id})
 
 
 class _CtrlC:

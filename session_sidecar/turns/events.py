@@ -15,7 +15,7 @@ _as_json = json.JSONEncoder(separators=(",", ":")).encode
 CHUNK_BYTES = 64 * 2**10
 # What an event takes in memory beside its data: the objects, its number and its place in the log.
 EVENT_BYTES = 192
-_FRAME_BYTES = 64  # around it, when it goes out
+_FRAME_BYTES = 96  # around it, when it goes out
 # So many are never dropped: a turn's result, and its end.
 NEWEST = 2
 

@@ -70,7 +70,7 @@ class Replay:
         attempt = self._attempts.get(_key(request))
         if attempt is None:
             return None
-        if attempt.digest != _digest(request):
+        if attempt.digest != digest(request):
             raise IdempotencyMismatch("Use a new key for a new message; repeat the same body for a retry.")
         if attempt.turn is None:
             raise ReplayGone(
@@ -81,9 +81,31 @@ class Replay:
         self._use(attempt.turn)
         return attempt.turn
 
+    def again(self, request: TurnRequest, turn: Turn | None, turn_id: str) -> Turn:
+        """The turn that a reader comes back to with what had begun it.
+
+        Raises ReplayGone for one that is not held, IdempotencyMismatch for one that something else has begun.
+        """
+        if turn is None:
+            raise ReplayGone(
+                "The turn that `Last-Event-ID` names is no longer held, and nothing was started. Read its answer from "
+                "the session's messages; to send the message once more, leave the header out.",
+                turn_id=turn_id,
+            )
+        if turn.digest != digest(request):
+            raise IdempotencyMismatch("`Last-Event-ID` names a turn that another body has begun. Leave the header out.")
+        return turn
+
     def latest(self, key: ThreadKey) -> Turn | None:
         """The turn that ended last on a thread, for a while."""
-        turn = self._latest(key)
+        turns = self._threads.get(key)
+        return self._used(next(reversed(turns.values()))) if turns else None
+
+    def named(self, key: ThreadKey, turn_id: str) -> Turn | None:
+        """The turn of this ID that has ended on a thread, for a while."""
+        return self._used(self._threads.get(key, {}).get(turn_id))
+
+    def _used(self, turn: Turn | None) -> Turn | None:
         if turn is None or not self._can_be_rejoined(turn):
             return None
         self._use(turn)
@@ -92,8 +114,9 @@ class Replay:
     def keep(self, turn: Turn) -> None:
         """Hold a turn that has just begun, whose log is from here."""
         self._running.add(turn)
+        turn.digest = digest(turn.request)
         if turn.request.idempotency_key is not None:
-            self._attempts[_key(turn.request)] = _Attempt(_digest(turn.request), turn, turn.id)
+            self._attempts[_key(turn.request)] = _Attempt(turn.digest, turn, turn.id)
             if len(self._attempts) > MAX_KEYS:
                 self._forget_a_key()
         self._grow(TURN_BYTES)
@@ -193,11 +216,7 @@ class Replay:
 
     def _can_be_rejoined(self, turn: Turn) -> bool:
         age = time.monotonic() - turn.times["end"]
-        return age < self._settings.replay_seconds and turn is self._latest(turn.request.key)
-
-    def _latest(self, key: ThreadKey) -> Turn | None:
-        turns = self._threads.get(key)
-        return next(reversed(turns.values())) if turns else None
+        return age < self._settings.replay_seconds and turn.id in self._threads.get(turn.request.key, {})
 
     def _attempt(self, turn: Turn) -> _Attempt | None:
         """The attempt that began this turn, if it can still be repeated for that."""
@@ -215,7 +234,11 @@ def _key(request: TurnRequest) -> _Key:
     return request.key.resource_id, request.idempotency_key or ""
 
 
-def _digest(request: TurnRequest) -> bytes:
+def digest(request: TurnRequest) -> bytes:
     """Of all that two attempts must have in common, without keeping it: the message may be long, and is a person's."""
-    body = [getattr(request, field.name) for field in fields(request) if field.compare]
-    return hashlib.sha256(json.dumps(body, sort_keys=True, default=astuple).encode()).digest()
+    content = request.content
+    message = content if isinstance(content, str) else json.dumps(content, sort_keys=True)
+    rest = [getattr(request, field.name) for field in fields(request) if field.compare and field.name != "content"]
+    made = hashlib.blake2b(json.dumps([isinstance(content, str), *rest], default=astuple).encode(), digest_size=16)
+    made.update(message.encode(errors="surrogatepass"))
+    return made.digest()

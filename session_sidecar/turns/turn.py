@@ -55,6 +55,7 @@ class Turn:
         self.id = str(uuid.uuid4())  # the prompt's in the transcript, too
         self.request = request
         self.log = log
+        self.digest = b""  # of the request, by which a reader who comes back with it is known
         self.origin = origin
         self.status: Status = "queued"
         self.session: dict[str, Any] | None = None  # the newest `session` event

@@ -57,12 +57,14 @@ class Turns:
         """What answers."""
         return self._story.model
 
-    def begin(self, request: TurnRequest) -> Turn:
+    def begin(self, request: TurnRequest, turn_id: str | None = None) -> Turn:
         """Begin a turn, or join the one that an earlier attempt began; without waiting for anything.
 
-        Raises ThreadBusy, QueueFull, ThreadExists, TooManyTurns, UnknownAgent, IdempotencyMismatch, ReplayGone,
-        ShuttingDown.
+        With the ID of a turn none is begun: that one is joined, if this is what was asked for. Raises ThreadBusy,
+        QueueFull, ThreadExists, TooManyTurns, UnknownAgent, IdempotencyMismatch, ReplayGone, ShuttingDown.
         """
+        if turn_id is not None:
+            return self._replay.again(request, self._held(request.key, turn_id), turn_id)
         if earlier := self._replay.find(request):
             return earlier
         if self._closing:
@@ -79,13 +81,19 @@ class Turns:
         return {key for key in keys if self._exclusion.running(key) is not None}
 
     async def rejoin(self, key: ThreadKey, turn_id: str | None) -> Turn | None:
-        """The turn of this ID, or any, that runs on a thread or is about the last to have ended there; None without.
+        """The turn of this ID, if it is held. Without one: that which runs on a thread, or was the last to end there.
 
         What the agent says by itself before it comes to the message is said first.
         """
+        if turn_id is not None:
+            return self._held(key, turn_id)
         running = self._exclusion.running(key)
-        there = (running and running.before, running, running or self._replay.latest(key))
-        return next((turn for turn in there if turn is not None and turn_id in (None, turn.id)), None)
+        return running.before or running if running else self._replay.latest(key)
+
+    def _held(self, key: ThreadKey, turn_id: str) -> Turn | None:
+        on_thread = self._exclusion.turns(key)
+        there = (turn for one in on_thread for turn in (one, one.before) if turn is not None)
+        return next((turn for turn in there if turn.id == turn_id), None) or self._replay.named(key, turn_id)
 
     async def interrupt(self, key: ThreadKey) -> Turn | None:
         """Stop the turn that runs on a thread and wait until it has ended; None where none runs.

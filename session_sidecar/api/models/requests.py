@@ -206,12 +206,6 @@ class EraseQuery(_Deletion):
     resource_id: ID
 
 
-class RejoinQuery(Thread):
-    """The query of `GET /v1/chat`. `turn_id` names the turn that `Last-Event-ID` counts in."""
-
-    turn_id: str | None = None
-
-
 class SessionQuery(Thread):
     """The query of `GET /v1/session`. Without `metadata` no transcript is touched."""
 
