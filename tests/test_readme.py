@@ -58,3 +58,11 @@ def test_every_figure_is_of_the_run_that_is_kept() -> None:
                 assert figure == f"{kept.median(part, who.strip('`'), 'first delta, ms'):.0f}", (who, part)
     rows = [bar.told for bar in bars(kept)]
     assert rows == [tuple(row) for row in re.findall(r"^\| (\S[^|]+) " + r"\| ([^|]+) " * 3 + r"\|$", BENCH, re.M)]
+
+
+def test_the_recipes_for_reconnecting_are_the_programs_that_are_tested() -> None:
+    page = (ROOT / "docs" / "reconnecting.md").read_text()
+    recipes = list((ROOT / "examples" / "reconnecting").iterdir())
+    assert len(recipes) == 4
+    for recipe in recipes:
+        assert recipe.read_text() in page, recipe.name
