@@ -27,7 +27,7 @@ from session_sidecar.server.shutdown import on_shutdown_signal
 from session_sidecar.sessions.changes import Changes
 from session_sidecar.sessions.reading import Reading
 from session_sidecar.sessions.retention import retention
-from session_sidecar.settings import Settings
+from session_sidecar.settings import Settings, SettingsError
 from session_sidecar.turns.ending import Afterwards
 from session_sidecar.turns.exclusion import Exclusion
 from session_sidecar.turns.plan import Planner
@@ -45,12 +45,18 @@ def create_app(settings: Settings) -> Starlette:
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[dict[str, Any]]:
-        for directory in (settings.home, settings.claude_config, settings.workspace, settings.temporary):
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         readers = Readers()
         transcripts = Transcripts(settings.claude_config, readers)
-        if not settings.database.exists():
-            transcripts.prepare()
+        try:
+            for directory in (settings.home, settings.claude_config, settings.workspace, settings.temporary):
+                directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if not settings.database.exists():
+                transcripts.prepare()
+        except OSError as error:
+            raise SettingsError(
+                f"SIDECAR_HOME: {error.filename or settings.home} cannot be made or written ({error.strerror}). "
+                "See to that, or choose another one (--home)."
+            ) from error
         # The SDK's session functions read this from the process, not from options.
         os.environ["CLAUDE_CONFIG_DIR"] = str(settings.claude_config)
         offline = settings.model == "offline" or (

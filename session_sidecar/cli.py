@@ -94,6 +94,7 @@ def serve(**options: Any) -> None:
         raise click.ClickException(
             f"--host {settings.host}: it listens on loopback only, as it does not check who calls. Proxy to it instead."
         )
+    _check_port(settings.host, settings.port)
     config = uvicorn.Config(
         create_app(settings),
         host=settings.host,
@@ -107,6 +108,22 @@ def serve(**options: Any) -> None:
         timeout_graceful_shutdown=int(settings.shutdown_seconds) + 1,
     )
     uvicorn.Server(config).run()
+
+
+def _check_port(host: str, port: int) -> None:
+    """Say that a port is taken before anything is opened: uvicorn says so when all is running. 0 is whichever is free."""
+    import socket  # noqa: PLC0415
+
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise click.ClickException(
+                f"port {port} of {host} cannot be listened on ({error.strerror}). "
+                "End what has it, or choose another one: --port, SIDECAR_PORT, make run PORT=…"
+            ) from None
 
 
 @main.command()

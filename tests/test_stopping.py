@@ -3,8 +3,10 @@
 import asyncio
 import json
 import signal
+import socket
 from collections.abc import Callable
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 
@@ -167,6 +169,29 @@ async def test_a_wrong_setting_or_agent_is_refused_in_a_line(a_sidecar: Make) ->
             await sidecar.start()
         assert await sidecar.wait() != 0
         assert "Traceback" not in "".join(sidecar.log)
+
+
+async def test_a_port_that_is_taken_is_told_in_a_line_before_anything_is_opened(a_sidecar: Make) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        sidecar = a_sidecar("--port", str(port))
+        with pytest.raises(AssertionError, match=rf"port {port} .*choose another one"):
+            await sidecar.start()
+        assert await sidecar.wait() == 1
+    assert len(sidecar.log) == 1
+    assert not sidecar.home.exists()
+
+
+async def test_a_home_that_cannot_be_made_is_told_in_a_line(a_sidecar: Make, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    sidecar = a_sidecar("--home", str(tmp_path / "file" / "home"))
+    with pytest.raises(AssertionError, match=r"SIDECAR_HOME: .*file.* cannot be made .*choose another one"):
+        await sidecar.start()
+    assert await sidecar.wait() != 0
+    assert "Traceback" not in "".join(sidecar.log)
+    assert "startup complete" not in "".join(sidecar.log)
 
 
 async def test_it_listens_on_loopback_only(a_sidecar: Make) -> None:
