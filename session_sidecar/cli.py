@@ -37,7 +37,7 @@ def main() -> None:
       session-sidecar chat -r alice -t trip "Plan a week in Lisbon"
       session-sidecar fork -r alice trip trip-by-train
       session-sidecar tree -r alice trip
-      session-sidecar ls -r alice
+      session-sidecar ls
 
     A terminal gets tables, a pipe the API's own objects, one JSON object a line. Errors are one line on stderr:
     `error: code: detail`.
@@ -111,7 +111,7 @@ def serve(**options: Any) -> None:
 
 
 def _check_port(host: str, port: int) -> None:
-    """Say that a port is taken before anything is opened: uvicorn says so when all is running. 0 is whichever is free."""
+    """Say that a port is taken before anything is opened; uvicorn says it when all is running. 0 takes a free one."""
     import socket  # noqa: PLC0415
 
     family = socket.AF_INET6 if ":" in host else socket.AF_INET

@@ -254,6 +254,33 @@ async def test_messages_title_and_tree_come_from_the_sdk(sidecar: Sidecar, threa
     assert family["root"]["children"][0]["thread_id"] == another_thread
 
 
+async def test_a_turn_is_interrupted_from_another_terminal(sidecar: Sidecar, thread: str, model: FaultyModel) -> None:
+    async with sidecar.stream(thread, "[[hold 3]]") as stream:
+        await stream.until_text()
+        ended = await command(url(sidecar), "interrupt", "-r", "alice", thread)
+        assert (ended.code, json.loads(ended.out)["status"]) == (0, "interrupted")
+        assert (await stream.rest())[-1].data["status"] == "interrupted"
+
+
+async def test_a_session_is_adopted_and_warmed_up(sidecar: Sidecar, thread: str, another_thread: str) -> None:
+    await sidecar.say(thread, "My name is Ada")
+    session_id = await sidecar.session_id(thread)
+    await command(url(sidecar), "rm", "-r", "alice", thread, "--yes")
+    adopted = await command(url(sidecar), "adopt", "-r", "alice", another_thread, session_id)
+    assert (adopted.code, json.loads(adopted.out)["sdk_session_id"]) == (0, session_id), adopted.err
+    warmed = await command(url(sidecar), "warm", "-r", "alice", another_thread)
+    assert (warmed.code, json.loads(warmed.out)["object"]) == (0, "warm")
+    assert "First: My name is Ada" in await sidecar.say(another_thread, "Who am I?")
+
+
+async def test_ls_without_a_resource_lists_all(sidecar: Sidecar, thread: str) -> None:
+    for resource in ("alice", "bob"):
+        await sidecar.say(thread, "Hello", resource_id=resource)
+    listed = await command(url(sidecar), "ls", "--prefix", thread)
+    rows = [json.loads(line) for line in listed.out.splitlines()]
+    assert [row["resource_id"] for row in rows if row["thread_id"] == thread] == ["bob", "alice"]
+
+
 async def test_a_person_sees_the_messages_and_the_branches(sidecar: Sidecar, thread: str, another_thread: str) -> None:
     await sidecar.say(thread, "Hello")
     async with Terminal(url(sidecar), "messages", "-r", "alice", thread) as terminal:
@@ -403,6 +430,7 @@ async def test_every_example_in_the_help_works_as_it_stands(sidecar: Sidecar, tm
         assert ended.code == 0, (example, ended)
 
     del examples["doctor"]  # looks at a home, not at a server; test_doctor.py is about it
+    del examples["adopt"]  # its session is somebody's; there is a test above
     first, last = [*examples.pop("chat"), *examples.pop("fork")], examples.pop("rm")
     for example in first:
         await works(example)

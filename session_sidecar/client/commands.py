@@ -16,8 +16,11 @@ from session_sidecar.client.http import Failed, Interrupted, Sidecar
 calls = click.Group()
 
 
-def _call(name: str) -> Callable[[Callable[..., None]], click.Command]:
-    """A command of this name with what all of them have: where the sidecar is, whose thread it is, and how they end."""
+def _call(name: str, *, of_one: bool = True) -> Callable[[Callable[..., None]], click.Command]:
+    """A command of this name with what all of them have: where the sidecar is, whose thread it is, and how they end.
+
+    One that is not `of_one` resource may be asked about all.
+    """
 
     def decorate(function: Callable[..., None]) -> click.Command:
         @functools.wraps(function)
@@ -32,7 +35,12 @@ def _call(name: str) -> Callable[[Callable[..., None]], click.Command]:
 
         command = calls.command(name)(run)
         command.params += [
-            click.Option(["-r", "--resource"], required=True, metavar="R", help="Whose: a user, a tenant …"),
+            click.Option(
+                ["-r", "--resource"],
+                required=of_one,
+                metavar="R",
+                help=f"Whose: a user, a tenant …{'' if of_one else ' [default: all of them]'}",
+            ),
             click.Option(
                 ["--url"],
                 metavar="URL",
@@ -90,15 +98,54 @@ def fork(sidecar: Sidecar, resource: str, from_thread: str, new_thread: str, at:
     show.one(sidecar.call("POST", "/v1/chat/fork", **where))
 
 
-@_call("ls")
+@_call("adopt")
+@click.argument("thread")
+@click.argument("session_id")
+def adopt(sidecar: Sidecar, resource: str, thread: str, session_id: str) -> None:
+    """Go on with an existing session of the SDK, under a thread.
+
+    \b
+    Example:
+      session-sidecar adopt -r alice trip 6c5a1f0e-3b1d-4c55-9d0e-0f7a5a1c2b3d
+    """
+    show.one(sidecar.call("PUT", "/v1/session", thread_id=thread, resource_id=resource, sdk_session_id=session_id))
+
+
+@_call("interrupt")
+@click.argument("thread")
+def interrupt(sidecar: Sidecar, resource: str, thread: str) -> None:
+    """Stop the turn that runs on a thread. What was said so far stays in the history.
+
+    \b
+    Example:
+      session-sidecar interrupt -r alice trip
+    """
+    show.one(sidecar.call("POST", "/v1/chat/interrupt", thread_id=thread, resource_id=resource))
+
+
+@_call("warm")
+@click.argument("thread")
+@click.option("--agent", metavar="A", help="One of the operator's agents.")
+def warm(sidecar: Sidecar, resource: str, thread: str, agent: str | None) -> None:
+    """Start a thread's process before its message comes.
+
+    \b
+    Example:
+      session-sidecar warm -r alice trip
+    """
+    show.one(sidecar.call("POST", "/v1/session/warm", thread_id=thread, resource_id=resource, agent=agent))
+
+
+@_call("ls", of_one=False)
 @click.option("--prefix", metavar="P", help="Only threads whose name begins so.")
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="Only the newest N. [default: all]")
 @click.option("--metadata", is_flag=True, help="With titles, and what else the SDK knows.")
-def ls(sidecar: Sidecar, resource: str, prefix: str | None, limit: int | None, *, metadata: bool) -> None:
-    """List threads, newest first.
+def ls(sidecar: Sidecar, resource: str | None, prefix: str | None, limit: int | None, *, metadata: bool) -> None:
+    """List threads, newest first: those of one resource, or all.
 
     \b
     Examples:
+      session-sidecar ls
       session-sidecar ls -r alice
       session-sidecar ls -r alice --prefix trip --metadata
       session-sidecar ls -r alice --limit 10 | cat
@@ -109,6 +156,8 @@ def ls(sidecar: Sidecar, resource: str, prefix: str | None, limit: int | None, *
         "updated": lambda item: show.when(item, "updated_at"),
         "forked from": lambda item: item["parent_thread_id"],
     }
+    if resource is None:
+        columns = {"resource": lambda item: item["resource_id"], **columns}
     where = {"resource_id": resource, "thread_id_prefix": prefix}
     if metadata:
         columns["title"] = lambda item: item["metadata"]["title"] or item["metadata"]["first_prompt"]
