@@ -1,5 +1,6 @@
 """The command line: `session-sidecar`."""
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,22 @@ def main() -> None:
     """
 
 
-@main.command()
+class _Serve(click.Command):
+    """`serve`, whose help lists every setting."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The settings, from the one place that has them."""
+        from session_sidecar.settings import ENV_PREFIX, Settings  # noqa: PLC0415
+
+        rows = []
+        for name, field in Settings.model_fields.items():
+            default = "" if field.default is None else f" [default: {field.default}]"
+            rows.append((ENV_PREFIX + name.upper(), (field.description or "") + default))
+        with formatter.section("Settings, in the environment"):
+            formatter.write_dl(rows)
+
+
+@main.command(cls=_Serve)
 @click.option("--host", help="Address to listen on. [default: 127.0.0.1]")
 @click.option("--port", type=int, help="Port to listen on. [default: 8000]")
 @click.option(
@@ -75,7 +91,7 @@ def main() -> None:
 )
 @click.option("--agents", metavar="FILE", help="agents.toml, or package.module:function.")
 def serve(**options: Any) -> None:
-    """Run the sidecar. Every option is also a SIDECAR_… environment variable.
+    """Run the sidecar, until Ctrl-C. Every option is also a SIDECAR_… environment variable.
 
     Example: session-sidecar serve --model auto --port 8001
     """
@@ -107,7 +123,8 @@ def serve(**options: Any) -> None:
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=int(settings.shutdown_seconds) + 1,
     )
-    uvicorn.Server(config).run()
+    with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again, when all is closed: that is how it ends
+        uvicorn.Server(config).run()
 
 
 def _check_port(host: str, port: int) -> None:

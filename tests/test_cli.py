@@ -13,6 +13,7 @@ import click
 import pytest
 
 from session_sidecar.cli import main
+from session_sidecar.settings import Settings
 from session_store import ThreadKey
 from session_store.sqlite import SqliteSessionMap
 from tests.faults import Behaviour, FaultyModel, hold, say, tool
@@ -456,3 +457,9 @@ async def test_serve_does_not_pay_for_the_commands_beside_it() -> None:
     """
     process = await asyncio.create_subprocess_exec(sys.executable, "-c", code, stdout=asyncio.subprocess.DEVNULL)
     assert await process.wait() == 0
+
+
+async def test_the_help_of_serve_names_every_setting() -> None:
+    told = (await command("", "serve", "--help")).out
+    assert [name for name in Settings.model_fields if f"SIDECAR_{name.upper()}" not in told] == []
+    assert "[default: 8000]" in told

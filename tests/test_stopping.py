@@ -133,8 +133,9 @@ async def test_a_shutdown_ends_every_stream_and_every_process(
             for stream in (one, two):
                 end = (await stream.rest())[-1].data
                 assert (end["status"], end["error"]["code"]) == ("interrupted", "shutting_down")
-            await waiting
+            assert await waiting == (0 if number == signal.SIGINT else -number)
         assert await gone(processes, 0)
+        assert not [line for line in sidecar.log if not line.startswith("{") or '"level": "error"' in line]
         await sidecar.restart()
         assert "First: My name is Ada" in await sidecar.say(thread, "Who am I?")
 

@@ -35,5 +35,10 @@ def configure() -> dict[str, Any]:
         "formatters": {"json": {"()": JsonLines}},
         "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "json"}},
         "root": {"handlers": ["stderr"], "level": "WARNING"},
-        "loggers": {name: {"level": "INFO"} for name in ("session_sidecar", "session_store", "uvicorn")},
+        "loggers": {
+            **{name: {"level": "INFO"} for name in ("session_sidecar", "session_store", "uvicorn")},
+            # It calls every CLI that ends by a signal an error, those that were told to as well. A turn that fails by
+            # it says so itself, with the CLI's last words.
+            "claude_agent_sdk": {"level": "CRITICAL"},
+        },
     }
