@@ -61,7 +61,7 @@ async def test_each_branch_tells_where_it_began_and_when_it_was_last_spoken_to(s
     second = (await messages(sidecar, f"{tree}-1"))[-1]
     assert found[tree]["branch_point"] is None
     for name, message in ((f"{tree}-1", first), (f"{tree}-2", first), (f"{tree}-1-1", second)):
-        assert found[name]["parent_message_id"] == message["uuid"]
+        assert found[name]["parent_message_id"] == message["uuid"] == found[name]["branch_point"]["uuid"]
     point = found[f"{tree}-1"]["branch_point"]
     assert (point["type"], point["preview"]) == ("assistant", "You have said 1 thing: My name is Ada")
     assert found[f"{tree}-1-1"]["branch_point"]["preview"].endswith("last: I like tea")

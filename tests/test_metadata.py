@@ -158,6 +158,7 @@ async def test_what_a_subagent_has_cost_is_part_of_it(
 
 async def test_a_title_and_a_tag_are_set_changed_and_taken_away(sidecar: Sidecar, spoken: str) -> None:
     found = (await patch(sidecar, spoken, title="  About tea ", tag="drinks")).json()
+    assert found == (await get(sidecar, "/v1/session", spoken)).json()
     assert (found["thread_id"], found["metadata"]["title"], found["metadata"]["tag"]) == (spoken, "About tea", "drinks")
     await patch(sidecar, spoken, title="About 🫖 and coffee")
     assert [(await metadata(sidecar, spoken))[name] for name in ("title", "tag")] == ["About 🫖 and coffee", "drinks"]

@@ -108,8 +108,8 @@ class Changes:
                 await self._history.describe(mapping.sdk_session_id, changes)
             except ValueError as error:
                 raise InvalidRequest("Nothing was changed.", [{"field": "tag", "message": str(error)}]) from None
-            (outline,) = await self._history.outlines([mapping.sdk_session_id])
-        return Session(mapping, running=False, metadata=outline)
+            metadata = await self._history.metadata(mapping.sdk_session_id)
+        return Session(mapping, running=False, metadata=metadata)
 
     async def adopt(self, key: ThreadKey, session_id: str) -> tuple[Session, bool]:
         """Map a thread to a session that exists; the session, and whether its mapping is new.

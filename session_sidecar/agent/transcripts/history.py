@@ -230,7 +230,7 @@ def _search(files: Sequence[Path], message_id: str) -> Glimpse | None:
                 continue
             for entry in entries_of([line]):
                 if message_id in (entry["uuid"], entry.get("forked_from")) and "line" in entry:
-                    return glimpse(as_message(entry))
+                    return replace(glimpse(as_message(entry)), uuid=message_id)  # as the parent knows it
     return None
 
 
