@@ -39,6 +39,12 @@ async def test_a_follow_up_turn_has_the_process_of_the_one_before(warm: Sidecar,
     assert len(await warm.history(thread)) == 4
 
 
+async def test_the_log_says_where_a_turn_had_its_process_from(warm: Sidecar, thread: str) -> None:
+    for process in ("cold", "warm", "warm"):
+        turn_id = (await warm.chat(thread, "Hello")).json()["session"]["turn_id"]
+        assert (await warm.until_logged("turn", turn_id=turn_id))["process"] == process
+
+
 async def test_what_another_program_wrote_to_the_session_is_not_lost(warm: Sidecar, thread: str) -> None:
     await warm.say(thread, "My name is Ada")
     process = await warm.process_of(thread)
@@ -164,6 +170,7 @@ async def test_a_new_thread_gets_the_process_that_was_waiting_for_one(a_sidecar:
         assert await sidecar.say(name, "Who am I?") == "You have said 2 things. First: My name is Bob; last: Who am I?"
         (another,) = await ready(sidecar, 1)
         assert another != spare
+        assert sidecar.logged("turn", thread_id=name)[0]["process"] == "spare"
         assert "First: My name is Ada" in await sidecar.say(thread, "Who am I?")
 
 
