@@ -359,7 +359,7 @@ async def test_a_refusal_is_one_line_that_names_the_field(sidecar: Sidecar) -> N
 async def test_a_wrong_command_line_exits_2_without_a_traceback(sidecar: Sidecar) -> None:
     not_utf8 = os.fsdecode(b"\xff")
     wrong = [
-        ["ls"],
+        ["show", "thread"],
         ["ls", "-r", "alice", "--limit", "0"],
         ["ls", "-r", "alice", "--url", "localhost:8000"],
         ["ls", "-r", "alice", "--url", "http://localhost:port"],
