@@ -318,11 +318,12 @@ async def test_a_thread_with_a_running_turn_is_not_deleted(sidecar: Sidecar, thr
 @in_both_modes
 async def test_another_resources_thread_is_as_if_it_were_not_there(sidecar: Sidecar, thread: str) -> None:
     await sidecar.say(thread, "Hello")
-    key = {"thread_id": thread, "resource_id": "mallory"}
-    assert (await sidecar.session(thread, "mallory")).status_code == 404
+    mallory = f"mallory of {thread}"
+    key = {"thread_id": thread, "resource_id": mallory}
+    assert (await sidecar.session(thread, mallory)).status_code == 404
     assert (await sidecar.http.post("/v1/chat/interrupt", json=key)).status_code == 404
     assert (await sidecar.http.get("/v1/chat", params=key)).status_code == 204
-    assert (await sidecar.http.get("/v1/sessions", params={"resource_id": "mallory"})).json()["data"] == []
+    assert (await sidecar.http.get("/v1/sessions", params={"resource_id": mallory})).json()["data"] == []
     await sidecar.http.delete("/v1/session", params=key)
     assert (await sidecar.session(thread)).status_code == 200
 
