@@ -88,7 +88,12 @@ def create_app(settings: Settings) -> Starlette:
             history = History(settings.claude_config, readers)
             reading = Reading(session_map, history, turns)
             changes = Changes(
-                session_map=session_map, transcripts=transcripts, history=history, turns=turns, settings=settings
+                session_map=session_map,
+                transcripts=transcripts,
+                history=history,
+                reading=reading,
+                turns=turns,
+                settings=settings,
             )
             await stack.enter_async_context(retention(session_map, changes, settings))
             # What is loaded by now lives as long as the process; each full collection would walk it, for up to 0.1 s.

@@ -13,7 +13,7 @@ import pytest
 
 from tests.faults import FaultyModel, hold
 from tests.server import SECONDS, Sidecar
-from tests.terminal import relay
+from tests.terminal import Relay, relay
 
 ROOT = Path(__file__).parent.parent
 RECIPES, CLIENTS = ROOT / "examples" / "reconnecting", ROOT / "tests" / "clients"
@@ -26,7 +26,6 @@ PROGRAMS = {
     "fetch": RECIPES / "fetch.mjs",
     "fetch-event-source": CLIENTS / "fetch-event-source.mjs",
 }
-FIRST = ("session", "system", "stream_event")
 
 
 def test_node_and_its_packages_are_there_where_all_tests_have_to_be_run() -> None:
@@ -76,6 +75,12 @@ async def running(*command: str) -> AsyncIterator[Client]:
             await process.wait()
 
 
+async def asked_again(sidecar: Sidecar, between: Relay, call: bytes) -> None:
+    async with asyncio.timeout(SECONDS):
+        while between.sent.count(call) < 2:
+            await sidecar.settle()
+
+
 def has_all(client: Client) -> None:
     turn = client.events[0][0].rpartition("-")[0]
     assert [event_id for event_id, _ in client.events] == [f"{turn}-{n + 1}" for n in range(len(client.events))]
@@ -94,9 +99,7 @@ async def test_a_connection_that_breaks_in_mid_answer_costs_no_event_and_runs_no
         exchange = await model.requested()
         await exchange.holding()
         between.cut()
-        async with asyncio.timeout(SECONDS):
-            while between.sent.count(b"POST /v1/chat") < 2:
-                await sidecar.settle()
+        await asked_again(sidecar, between, b"POST /v1/chat")
         exchange.release()
         await client.until("end")
     has_all(client)
@@ -114,9 +117,7 @@ async def test_eventsource_follows_a_turn_over_a_break_and_stops_at_its_end(
         async with running(*program, url, thread, "alice") as client:
             await client.until("stream_event")
             between.cut()
-            async with asyncio.timeout(SECONDS):
-                while between.sent.count(b"GET /v1/chat") < 2:
-                    await sidecar.settle()
+            await asked_again(sidecar, between, b"GET /v1/chat")
             model.release()
             await client.until("end")
     has_all(client)

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from session_sidecar.api.frames import Position, native, position
-from session_sidecar.api.http import Incoming, Json
+from session_sidecar.api.http import Incoming, Json, unless_gone
 from session_sidecar.api.models import answers
 from session_sidecar.api.models.answers import session_object
 from session_sidecar.api.models.requests import MAX_ID_CHARS, ChatRequest, ForkRequest, Thread
@@ -96,7 +96,7 @@ class TurnResponse(Response):
         turn = self._turn
         with turn.reader():
             ready = turn.ended if self._as_json else turn.began
-            if not await _unless_gone(receive, ready):
+            if not await unless_gone(receive, ready.wait()):
                 return
             await turn.wait_until_begun()
             if self._as_json:
@@ -147,23 +147,6 @@ def _in_pieces(send: Send, seconds: float) -> Send:
                 await send({**message, "body": body[last:]} if last else message)
 
     return send_pieces
-
-
-async def _unless_gone(receive: Receive, ready: asyncio.Event) -> bool:
-    """Wait for `ready`; False if the client goes away first."""
-
-    async def gone() -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
-
-    waiting = [asyncio.ensure_future(ready.wait()), asyncio.ensure_future(gone())]
-    try:
-        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-        return ready.is_set()
-    finally:
-        for task in waiting:
-            task.cancel()
-        await asyncio.wait(waiting)
 
 
 def wants_json(accept: str) -> bool:

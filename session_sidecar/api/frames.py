@@ -39,6 +39,4 @@ async def native(log: EventLog, after: int, turn_id: str) -> AsyncIterator[bytes
             yield data
             yield b"\n\n"
         else:
-            yield b"".join(
-                [b"id: %b-%d\nevent: %b\ndata: %b\n\n" % (name, n, kind.encode(), data) for n, kind, data in events]
-            )
+            yield b"".join([_FRAME % (name, number, kind.encode(), data) for number, kind, data in events])

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import Receive
 
 from session_sidecar.api.models.bodies import Bodies, validated
 from session_sidecar.errors import InvalidRequest, SidecarError, UnsupportedMediaType
@@ -19,6 +20,7 @@ from session_sidecar.settings import Settings
 from session_sidecar.turns.turns import Turns
 
 M = TypeVar("M", bound=BaseModel)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +82,10 @@ class Call(Generic[M]):
         names = ("thread_id", "resource_id")
         request.state.log.update({name: getattr(asked, name) for name in names if hasattr(asked, name)})
         answer = self.handler(Incoming(request, asked))
-        return await (_while_read(request, answer) if self.is_reading else answer)
+        if not self.is_reading:
+            return await answer
+        # Nobody reads the other one, but the log has nginx's status.
+        return await unless_gone(request.receive, answer) or Response(status_code=499)
 
 
 class Json(JSONResponse):
@@ -119,20 +124,18 @@ def _query(request: Request, model: type[M]) -> M:
     return validated(model, data)
 
 
-async def _while_read(request: Request, work: Awaitable[Response]) -> Response:
-    """The answer to a reader, who is worked for as long as they are there."""
-    answer, gone = asyncio.ensure_future(work), asyncio.ensure_future(_gone(request))
+async def unless_gone(receive: Receive, work: Awaitable[T]) -> T | None:
+    """What `work` comes to; it is broken off, and None, when the client goes away first."""
+
+    async def gone() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(gone())
     try:
-        await asyncio.wait((answer, gone), return_when=asyncio.FIRST_COMPLETED)
-        if not answer.done():
-            return Response(status_code=499)  # nobody reads this, but the log has nginx's status
-        return answer.result()
+        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        return working.result() if working.done() else None
     finally:
-        answer.cancel()
-        gone.cancel()
-        await asyncio.wait((answer, gone))
-
-
-async def _gone(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+        working.cancel()
+        leaving.cancel()
+        await asyncio.wait((working, leaving))

@@ -10,22 +10,20 @@ from session_sidecar.agent.transcripts.transcripts import Transcripts
 from session_sidecar.errors import (
     InvalidRequest,
     SessionBusy,
-    SessionNotFound,
     SessionTaken,
     ThreadBusy,
     ThreadDeleted,
     ThreadExists,
     TranscriptMissing,
 )
-from session_sidecar.sessions.reading import Session
+from session_sidecar.sessions.reading import Reading, Session
 from session_sidecar.settings import Settings
 from session_sidecar.turns.turns import Turns
 from session_store import SessionMap, ThreadKey
 
-BATCH = 100
-
-
 __all__ = ["Changes", "is_session_id"]
+
+BATCH = 100
 
 
 class Changes:
@@ -37,12 +35,14 @@ class Changes:
         session_map: SessionMap,
         transcripts: Transcripts,
         history: History,
+        reading: Reading,
         turns: Turns,
         settings: Settings,
     ) -> None:
         self._map = session_map
         self._transcripts = transcripts
         self._history = history
+        self._reading = reading
         self._turns = turns
         self._claude_config = settings.claude_config
 
@@ -101,14 +101,13 @@ class Changes:
         TranscriptsUnavailable.
         """
         async with self._turns.hold(key):
-            mapping = await self._map.get(key)
-            if mapping is None:
-                raise SessionNotFound("There is no such thread of this resource.")
+            mapping = await self._reading.mapping(key)
             try:
                 await self._history.describe(mapping.sdk_session_id, changes)
             except ValueError as error:
                 raise InvalidRequest("Nothing was changed.", [{"field": "tag", "message": str(error)}]) from None
-            metadata = await self._history.metadata(mapping.sdk_session_id)
+        # Not while the thread is held: of a long one it is seconds.
+        metadata = await self._history.metadata(mapping.sdk_session_id)
         return Session(mapping, running=False, metadata=metadata)
 
     async def adopt(self, key: ThreadKey, session_id: str) -> tuple[Session, bool]:

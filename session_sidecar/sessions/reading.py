@@ -139,10 +139,8 @@ class Reading:
                 position = row.cursor
                 if text in f"{outline.title or ''}\n{outline.first_prompt or ''}".casefold():
                     found.append((row, outline))
-        sessions = await self._sessions([row for row, _ in found], [outline for _, outline in found])
-        if not listing.metadata:
-            sessions = [replace(session, metadata=None) for session in sessions]
-        return sessions, position if more else None
+        outlines = [outline if listing.metadata else None for _, outline in found]
+        return await self._sessions([row for row, _ in found], outlines), position if more else None
 
     async def _outlines(self, rows: list[SessionMapping]) -> list[Metadata]:
         return await self._history.outlines([row.sdk_session_id for row in rows])

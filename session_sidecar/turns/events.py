@@ -19,7 +19,6 @@ _FRAME_BYTES = 96  # around it, when it goes out
 # So many are never dropped: a turn's result, and its end.
 NEWEST = 2
 
-
 Event = tuple[int, str, bytes]
 """The number of an event, its kind, and its data: one line of ASCII JSON, shared by all who read it."""
 
@@ -103,10 +102,10 @@ class EventLog:
             # reader that waits already has been woken by the news that this one takes back.
             self._news.clear()
             await self._news.wait()
+        if number < self._first - 1:
+            return []
         batch: list[Event] = []
         size = 0
-        if number < self._first - 1:
-            return batch
         for position in range(number + 1, self.last_id + 1):
             event = self._events[position]
             size += len(event[2]) + _FRAME_BYTES

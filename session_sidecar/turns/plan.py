@@ -71,14 +71,9 @@ def decide(request: TurnRequest, seen: Seen, new_id: str) -> Plan:
     """
     mapping, branching = seen.mapping, seen.branching
     if mapping is None:
-        launch = Launch(new_id, branching.session_id, branching.message_id) if branching else Launch(new_id)
-        return Plan(
-            launch,
-            "forked" if branching else "started",
-            "add",
-            Settled(new_id, NOTHING),
-            parent_thread_id=branching.parent_thread_id if branching else None,
-        )
+        parent = branching.parent_thread_id if branching else None
+        outcome: Outcome = "forked" if branching else "started"
+        return Plan(_begun(new_id, branching), outcome, "add", Settled(new_id, NOTHING), parent_thread_id=parent)
     session_id = mapping.sdk_session_id
     if seen.transcript is not None:
         revision = seen.transcript.revision
@@ -91,10 +86,12 @@ def decide(request: TurnRequest, seen: Seen, new_id: str) -> Plan:
     if mapping.version > 0:
         return Plan(Launch(new_id), "restarted", "replace", Settled(new_id, NOTHING), replaced=session_id)
     # A session that never had a completed turn keeps its ID.
-    if branching is not None:
-        launch = Launch(session_id, branching.session_id, branching.message_id)
-        return Plan(launch, "forked", "aside", Settled(session_id, NOTHING))
-    return Plan(Launch(session_id), "restarted", "aside", Settled(session_id, NOTHING))
+    outcome = "forked" if branching else "restarted"
+    return Plan(_begun(session_id, branching), outcome, "aside", Settled(session_id, NOTHING))
+
+
+def _begun(session_id: str, branching: Branching | None) -> Launch:
+    return Launch(session_id, branching.session_id, branching.message_id) if branching else Launch(session_id)
 
 
 class Planner:
@@ -128,7 +125,8 @@ class Planner:
             await self._transcripts.check()
             return Seen()
         info = await self._transcripts.info(mapping.sdk_session_id)
-        if info is None and mapping.version == 0 and mapping.parent_thread_id is not None:
+        restarts = info is None and mapping.version == 0 and request.if_missing == "restart"
+        if restarts and mapping.parent_thread_id is not None:
             return Seen(mapping, branching=await self._branching_again(mapping, mapping.parent_thread_id))
         return Seen(mapping, info, self._settled(key))
 

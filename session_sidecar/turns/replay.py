@@ -70,7 +70,7 @@ class Replay:
         attempt = self._attempts.get(_key(request))
         if attempt is None:
             return None
-        if attempt.digest != digest(request):
+        if attempt.digest != _digest(request):
             raise IdempotencyMismatch("Use a new key for a new message; repeat the same body for a retry.")
         if attempt.turn is None:
             raise ReplayGone(
@@ -92,7 +92,7 @@ class Replay:
                 "the session's messages; to send the message once more, leave the header out.",
                 turn_id=turn_id,
             )
-        if turn.digest != digest(request):
+        if turn.digest != _digest(request):
             raise IdempotencyMismatch("`Last-Event-ID` names a turn that another body has begun. Leave the header out.")
         return turn
 
@@ -114,7 +114,7 @@ class Replay:
     def keep(self, turn: Turn) -> None:
         """Hold a turn that has just begun, whose log is from here."""
         self._running.add(turn)
-        turn.digest = digest(turn.request)
+        turn.digest = _digest(turn.request)
         if turn.request.idempotency_key is not None:
             self._attempts[_key(turn.request)] = _Attempt(turn.digest, turn, turn.id)
             if len(self._attempts) > MAX_KEYS:
@@ -234,7 +234,7 @@ def _key(request: TurnRequest) -> _Key:
     return request.key.resource_id, request.idempotency_key or ""
 
 
-def digest(request: TurnRequest) -> bytes:
+def _digest(request: TurnRequest) -> bytes:
     """Of all that two attempts must have in common, without keeping it: the message may be long, and is a person's."""
     content = request.content
     message = content if isinstance(content, str) else json.dumps(content, sort_keys=True)
