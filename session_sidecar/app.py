@@ -11,10 +11,13 @@ from typing import Any, Literal
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 
-from session_sidecar.agent.agents import Agents, credentials_configured, offline_env
+from session_sidecar.agent.agents import Agents
+from session_sidecar.agent.credentials import MISSING, credentials_configured, offline_env
 from session_sidecar.agent.descendants import HOME_VARIABLE, home_mark
 from session_sidecar.agent.orphans import end_orphans, guarded_cli
 from session_sidecar.agent.pool import ProcessPool
+from session_sidecar.agent.spares import Spares, maker
+from session_sidecar.agent.starts import Starts
 from session_sidecar.agent.transcripts.history import History
 from session_sidecar.agent.transcripts.readers import Readers
 from session_sidecar.agent.transcripts.transcripts import Transcripts
@@ -67,6 +70,8 @@ def create_app(settings: Settings) -> Starlette:
             if offline:
                 env = offline_env((await stack.enter_async_context(OfflineModel())).url)
                 logger.warning("no real model answers: this is the built-in stand-in (see --model)")
+            elif not credentials_configured(settings.claude_config):
+                logger.warning("no credentials were found, and no agent may bring its own: %s", MISSING)
             session_map = await open_session_map(settings.database_url)
             stack.push_async_callback(session_map.close)
             # From here on this home is ours alone, and so is every CLI that still runs in it.
@@ -97,6 +102,7 @@ def create_app(settings: Settings) -> Starlette:
             )
             await stack.enter_async_context(retention(session_map, changes, settings))
             # What is loaded by now lives as long as the process; each full collection would walk it, for up to 0.1 s.
+            turns.prepare()
             gc.collect()
             gc.freeze()
             yield {"services": Services(settings, turns, reading, changes, Bodies(settings.max_message_bytes))}
@@ -117,13 +123,11 @@ def make_turns(
     model: Literal["live", "offline"],
 ) -> Turns:
     """The turns of a sidecar, with what each of them passes through."""
-    pool = ProcessPool(
-        warm=settings.most_warm_sessions,
-        spares=settings.spare_processes,
-        idle_seconds=settings.warm_idle_seconds,
-        work_seconds=settings.turn_seconds,
-    )
-    exclusion, processes = Exclusion(queue_turns=settings.queue_turns), Processes(agents, pool)
+    idle_seconds = settings.warm_idle_seconds
+    starts = Starts(os.cpu_count() or 1)
+    pool = ProcessPool(warm=settings.most_warm_sessions, idle_seconds=idle_seconds, work_seconds=settings.turn_seconds)
+    spares = Spares(starts, most=settings.spare_processes, idle_seconds=idle_seconds, make=maker(agents))
+    exclusion, processes = Exclusion(queue_turns=settings.queue_turns), Processes(agents, starts, pool, spares)
     replay, planner = Replay(settings), Planner(session_map, transcripts, exclusion, processes.settled)
     story = Story(
         session_map=session_map,
@@ -144,6 +148,13 @@ def make_turns(
         replay=replay,
         planner=planner,
         processes=processes,
-        warming=Warming(session_map, agents, transcripts, pool, exclusion),
+        warming=Warming(
+            session_map=session_map,
+            agents=agents,
+            transcripts=transcripts,
+            starts=starts,
+            pool=pool,
+            exclusion=exclusion,
+        ),
         settings=settings,
     )

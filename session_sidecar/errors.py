@@ -235,6 +235,12 @@ class AgentFailed(SidecarError):
     status, code = 502, "agent_failed"
 
 
+class NotConfigured(SidecarError):
+    """There are no credentials for the model's API"""
+
+    status, code = 503, "not_configured"
+
+
 class ApiFailed(SidecarError):
     """The model's API failed"""
 

@@ -101,6 +101,11 @@ class Settings(BaseModel):
         return by_memory if self.warm_sessions is None else self.warm_sessions
 
     @property
+    def most_prepared(self) -> int:
+        """Of how many agents to start spares beforehand: as many as fit in a quarter of the memory, but one."""
+        return max(1, memory_bytes() // 4 // _CLI_BYTES // max(1, self.spare_processes))
+
+    @property
     def replay_bytes_of_all(self) -> int:
         """What the events of all turns held may take, in bytes."""
         return memory_bytes() // 8 if self.replay_bytes_total is None else self.replay_bytes_total

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from claude_agent_sdk import ClaudeAgentOptions
 
-from session_sidecar.agent.agents import Agents, Launch, credentials_configured, offline_env, safe_options
+from session_sidecar.agent.agents import Agents, Launch, safe_options
+from session_sidecar.agent.credentials import credentials_configured, offline_env
 from session_sidecar.errors import AgentMisconfigured, UnknownAgent
 from session_sidecar.settings import SettingsError
 from session_store import ThreadKey

@@ -53,7 +53,7 @@ async def make() -> AsyncIterator[Callable[[int], ProcessPool]]:
     made: list[ProcessPool] = []
 
     def make(warm: int) -> ProcessPool:
-        made.append(ProcessPool(warm=warm, spares=1, idle_seconds=300, work_seconds=300))
+        made.append(ProcessPool(warm=warm, idle_seconds=300, work_seconds=300))
         return made[-1]
 
     yield make

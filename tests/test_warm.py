@@ -158,20 +158,35 @@ async def test_an_unused_process_is_closed_after_a_while(a_sidecar: Make, thread
         assert await sidecar.say(thread, "Go on")
 
 
-@pytest.mark.long
-async def test_a_new_thread_gets_the_process_that_was_waiting_for_one(a_sidecar: Make, thread: str) -> None:
+async def test_new_threads_get_processes_that_waited_for_them_from_the_first_on(a_sidecar: Make, thread: str) -> None:
     async with a_sidecar(**SPARE) as sidecar:
-        await sidecar.say(thread, "My name is Ada")
-        await sidecar.until_logged("turn", thread_id=thread)
+        for number in range(3):
+            (spare,) = await ready(sidecar, 1)
+            async with sidecar.stream(f"{thread}-{number}", "[[hold 1]] My name is Bob") as stream:
+                await stream.until_text()
+                assert await sidecar.process_of(f"{thread}-{number}") == spare
+                await ready(sidecar, 2)  # the next one waits already, while this one answers
+                await sidecar.post("/v1/chat/interrupt", f"{thread}-{number}")
+            assert await gone([spare], SECONDS)
+            turn = await sidecar.until_logged("turn", thread_id=f"{thread}-{number}")
+            assert turn["process"] == "spare"
+        assert "First: [[hold 1]] My name is Bob" in await sidecar.say(f"{thread}-0", "Who am I?")
+
+
+async def test_every_agent_of_a_file_has_a_spare_from_the_start(a_sidecar: Make, thread: str, tmp_path: Path) -> None:
+    agents = tmp_path / "agents.toml"
+    agents.write_text('[terse]\nsystem_prompt = "Be terse."\n')
+    async with a_sidecar("--agents", str(agents), **SPARE) as sidecar:
+        await ready(sidecar, 2)
+        await sidecar.say(thread, "Hello", agent="terse")
+        assert (await sidecar.until_logged("turn", thread_id=thread))["process"] == "spare"
+
+
+async def test_a_spare_that_has_waited_for_long_is_replaced(a_sidecar: Make, thread: str) -> None:
+    async with a_sidecar(SIDECAR_WARM_IDLE_SECONDS="0.5", **SPARE) as sidecar:
         (spare,) = await ready(sidecar, 1)
-        names = iter(f"{thread}-{number}" for number in range(5))  # the first may come before the spare is connected
-        while await sidecar.say(name := next(names), "My name is Bob") and not await gone([spare]):
-            pass
-        assert await sidecar.say(name, "Who am I?") == "You have said 2 things. First: My name is Bob; last: Who am I?"
-        (another,) = await ready(sidecar, 1)
-        assert another != spare
-        assert sidecar.logged("turn", thread_id=name)[0]["process"] == "spare"
-        assert "First: My name is Ada" in await sidecar.say(thread, "Who am I?")
+        assert await gone([spare], SECONDS)
+        await ready(sidecar, 1)
 
 
 @pytest.fixture
@@ -195,22 +210,19 @@ async def test_one_spare_is_started_however_many_turns_end_meanwhile(
     a_sidecar: Make, thread: str, counted: Path
 ) -> None:
     async with a_sidecar("--agents", str(counted.with_name("agents.toml")), **SPARE) as sidecar:
-        await asyncio.gather(*(sidecar.say(f"{thread}-{number}", "Hello") for number in range(6)))
-        starts = counted.with_name("starts")
-        async with asyncio.timeout(SECONDS):
-            while len(starts.read_text().splitlines()) < 6 + 1:
-                await sidecar.settle()
         await ready(sidecar, 1)
-        assert len(starts.read_text().splitlines()) == 6 + 1
+        await asyncio.gather(*(sidecar.say(f"{thread}-{number}", "Hello") for number in range(6)))
+        await ready(sidecar, 1)
+        # One for each thread and the one that waits, as the first thread had the one that waited before.
+        assert len(counted.with_name("starts").read_text().splitlines()) == 6 + 1
 
 
 @pytest.mark.long
 async def test_a_shutdown_does_not_wait_for_a_spare_that_hangs(a_sidecar: Make, thread: str, counted: Path) -> None:
     async with a_sidecar("--agents", str(counted.with_name("agents.toml")), **SPARE) as sidecar:
-        async with sidecar.stream(thread, "[[hold 1]]") as stream:
-            await stream.until_text()
-            counted.with_name("starts").write_text("hang")
-            await sidecar.post("/v1/chat/interrupt", thread)
+        await ready(sidecar, 1)
+        counted.with_name("starts").write_text("hang")
+        await sidecar.say(thread, "Hello")
         async with asyncio.timeout(SECONDS):
             while not (hanging := running(counted)):
                 await sidecar.settle()
@@ -223,6 +235,7 @@ async def ready(sidecar: Sidecar, number: int) -> list[int]:
     async with asyncio.timeout(SECONDS):
         while len(sidecar.cli_processes()) != number or not all(registered(sidecar)):
             await sidecar.settle()
+    assert (await sidecar.http.get("/readyz")).status_code == 200  # it has heard of them, too
     return sidecar.cli_processes()
 
 

@@ -18,8 +18,9 @@ from claude_agent_sdk import ClaudeAgentOptions
 from pydantic import TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 
-from session_sidecar.agent.orphans import CLI_VARIABLE
-from session_sidecar.errors import AgentMisconfigured, UnknownAgent
+from session_sidecar.agent.orphans import CLI_VARIABLE, installed_cli
+from session_sidecar.agent.process import CLI_MISSING, AgentProcess
+from session_sidecar.errors import AgentMisconfigured, AgentStartFailed, UnknownAgent
 from session_sidecar.settings import SettingsError
 from session_store import ThreadKey
 
@@ -102,9 +103,31 @@ class Agents:
 
         Raises UnknownAgent, and AgentMisconfigured where the operator's function fails or sets what is ours.
         """
-        options = await self._ask(name, key) if self._function else self._presets.get(name)
-        if options is None:
+        if self._function is not None:
+            return self._launched(await self._ask(name, key), launch)
+        return self.preset(name, launch)
+
+    def preset(self, name: str, launch: Launch) -> ClaudeAgentOptions:
+        """The same for a preset, which is there without asking; raises UnknownAgent. Beside a function: the default."""
+        if name not in self._presets:
             raise UnknownAgent(name)
+        return self._launched(self._presets[name], launch)
+
+    @property
+    def presets(self) -> list[str]:
+        """The names of the agents that are the same for every thread; none where a function is asked."""
+        return [] if self._function is not None else list(self._presets)
+
+    def process(self, name: str, options: ClaudeAgentOptions) -> AgentProcess:
+        """A process of this agent, not started yet, with the options that it was given for it."""
+        return AgentProcess(options, name if name in self.presets else None)
+
+    def check_cli(self) -> None:
+        """Raise AgentStartFailed if there is no CLI, where the agents do not bring their own."""
+        if any(preset.cli_path is None for preset in self._presets.values()) and installed_cli() is None:
+            raise AgentStartFailed(CLI_MISSING)
+
+    def _launched(self, options: ClaudeAgentOptions, launch: Launch) -> ClaudeAgentOptions:
         env = {**self._env, **options.env}
         if self._launcher is not None and options.cli_path is not None:
             env[CLI_VARIABLE] = str(options.cli_path)
@@ -124,10 +147,6 @@ class Agents:
         """Raise UnknownAgent if no preset has this name; an operator's function is asked only when a turn starts."""
         if self._function is None and name not in self._presets:
             raise UnknownAgent(name)
-
-    def is_preset(self, name: str) -> bool:
-        """Whether this agent is the same for every thread."""
-        return self._function is None and name in self._presets
 
     async def _ask(self, name: str, key: ThreadKey) -> ClaudeAgentOptions:
         assert self._function is not None  # noqa: S101 - for the type checker
@@ -228,18 +247,3 @@ def _checked(option: str, value: Any) -> Any:
 
 def _hints() -> dict[str, Any]:
     return get_type_hints(ClaudeAgentOptions)
-
-
-_CREDENTIALS = ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "ANTHROPIC_BASE_URL", "CLAUDE_CODE_OAUTH_TOKEN",
-                "CLAUDE_CODE_USE_BEDROCK", "CLAUDE_CODE_USE_VERTEX", "CLAUDE_CODE_USE_FOUNDRY")  # fmt: skip
-
-
-def credentials_configured(claude_config: Path, environ: Mapping[str, str] | None = None) -> bool:
-    """Whether the CLI would find a way to a real model: a key, a token, a cloud provider, a gateway or a login."""
-    environ = os.environ if environ is None else environ
-    return any(environ.get(name) for name in _CREDENTIALS) or (claude_config / ".credentials.json").exists()
-
-
-def offline_env(url: str) -> dict[str, str]:
-    """The environment in which the CLI talks to the stand-in at `url`, whatever this process has in its own."""
-    return {**dict.fromkeys(_CREDENTIALS, ""), "ANTHROPIC_BASE_URL": url, "ANTHROPIC_API_KEY": "offline"}

@@ -3,7 +3,11 @@
 import math
 from typing import Any
 
-from session_sidecar.errors import AgentFailed, ApiFailed, SidecarError, TurnLimit
+from session_sidecar.agent.credentials import MISSING
+from session_sidecar.errors import AgentFailed, ApiFailed, NotConfigured, SidecarError, TurnLimit
+
+UNAUTHORIZED = (401,)
+SURE = 2  # refusals, after which credentials are wrong and not only old
 
 Message = dict[str, Any]
 """One SDK message as the CLI emitted it: what the TypeScript SDK documents as `SDKMessage`."""
@@ -26,21 +30,41 @@ def text_of(message: Message) -> str:
     return "".join(block.get("text", "") for block in content if block.get("type") == "text")
 
 
-def failure_of(result: Message, last_retry: Message | None = None) -> SidecarError | None:
+def refused_of(retry: Message) -> SidecarError | None:
+    """What to end a turn with that the API refuses whoever asks again; None of any other message.
+
+    The first attempt's refusal may be of a token that the CLI then gets anew; it would go on for seconds or minutes.
+    """
+    status = retry.get("error_status")
+    if retry.get("subtype") != "api_retry" or status not in UNAUTHORIZED or retry.get("attempt", 0) < SURE:
+        return None
+    return ApiFailed(
+        f"The model's API answered {status}: it does not take the sidecar's credentials. The message is in the "
+        "history.",
+        api_status=status,
+    )
+
+
+def failure_of(result: Message, last_retry: Message | None = None, said: str | None = None) -> SidecarError | None:
     """The error that a `result` message reports, from its fields and never from its prose; None for a success.
 
     `last_retry` is the newest `api_retry` message of the turn: the only place where a Retry-After of the API shows.
+    `said` is the `error` of the newest `assistant` message: `authentication_failed` with no status of the API is the
+    CLI's own, of a login that is missing or has expired.
     """
     if not result.get("is_error"):
         return None
     if (status := result.get("api_error_status")) is not None:
-        delay = last_retry.get("retry_delay_ms") if last_retry and last_retry.get("error_status") == status else None
+        again = last_retry and status not in UNAUTHORIZED and last_retry.get("error_status") == status
+        delay = last_retry.get("retry_delay_ms") if last_retry and again else None
         return ApiFailed(
             f"The model's API answered {status}. The message is in the history.",
             api_status=status,
             retry_after=math.ceil(delay / 1000) if delay else None,
         )
     reason = result.get("terminal_reason")
+    if reason == "api_error" and said == "authentication_failed":
+        return NotConfigured(f"{MISSING} The message is in the history.")
     if reason == "api_error":
         return ApiFailed("The model's API could not be reached or broke off. The message is in the history.")
     subtype = str(result.get("subtype"))

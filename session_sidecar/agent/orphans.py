@@ -27,15 +27,19 @@ CLI_VARIABLE = "SESSION_SIDECAR_CLI"
 """Which CLI the launcher starts, for an agent that brings its own."""
 
 
+def installed_cli() -> str | None:
+    """The CLI that the SDK would start: the one that it brings, or else the one on the PATH."""
+    bundled = Path(claude_agent_sdk.__file__).parent / "_bundled" / "claude"
+    return str(bundled) if bundled.exists() else shutil.which("claude")
+
+
 def guarded_cli(directory: Path) -> Path | None:
     """Write a launcher for the CLI into `directory`, under which the kernel ends the CLI when this process ends.
 
     None where the system has no `setpriv --pdeathsig` (util-linux 2.33 or newer) or no CLI is found; the SDK then
     starts the CLI itself, and `end_orphans` is what is left.
     """
-    setpriv = shutil.which("setpriv")
-    bundled = Path(claude_agent_sdk.__file__).parent / "_bundled" / "claude"
-    cli = str(bundled) if bundled.exists() else shutil.which("claude")
+    setpriv, cli = shutil.which("setpriv"), installed_cli()
     if setpriv is None or cli is None or os.uname().sysname != "Linux":
         return None
     launcher = directory / "launch-cli"

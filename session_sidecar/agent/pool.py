@@ -1,4 +1,4 @@
-"""Processes kept ready: warm ones that stay connected to their session, and spares that wait for a new one.
+"""Warm processes: those that stay connected to their session between two turns.
 
 Starting the CLI is most of a cold turn. A connected process does not notice what others write to its session, so it is
 used again only if nothing has changed since it fell idle; a doubt costs a cold start, never a turn.
@@ -7,10 +7,7 @@ One that is at work in the background is kept as long as that takes, whatever is
 """
 
 import asyncio
-import contextlib
 import dataclasses
-import logging
-import os
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
@@ -18,14 +15,8 @@ from typing import Any
 from claude_agent_sdk import ClaudeAgentOptions
 
 from session_sidecar.agent.process import AgentProcess
-from session_sidecar.agent.starts import Starts
 from session_sidecar.agent.transcripts import Revision
-from session_sidecar.errors import AgentStartFailed, SidecarError
 from session_store import ThreadKey
-
-logger = logging.getLogger(__name__)
-
-AHEAD_SECONDS = 10.0  # for a start that no turn waits for; one that takes longer hangs
 
 
 @dataclass(frozen=True)
@@ -48,47 +39,31 @@ class Fingerprint:
 
 
 @dataclass(eq=False)
-class _Idle:
-    """A connected process that no turn has."""
+class _Warm:
+    """A process that is connected to a thread's session, and what watches it.
+
+    Until a turn has had it, `hinted` is when it was hinted at.
+    """
 
     process: AgentProcess
     watch: asyncio.Task[None]
-
-
-@dataclass(eq=False)
-class _Warm(_Idle):
-    """One that is connected to a thread's session. Until a turn has had it, `hinted` is when it was hinted at."""
-
     state: Fingerprint
     hinted: float | None
-
-
-@dataclass(eq=False)
-class Spare:
-    """A connected process without a prompt, and the session ID that it was started for."""
-
-    process: AgentProcess
-    session_id: str
-    used: bool = False
 
 
 class ProcessPool:
     """Idle processes, bounded in number and in time. Each is watched by a task that is owned here."""
 
-    def __init__(self, *, warm: int, spares: int, idle_seconds: float, work_seconds: float) -> None:
-        """Keep up to `warm` sessions connected and `spares` processes an agent.
+    def __init__(self, *, warm: int, idle_seconds: float, work_seconds: float) -> None:
+        """Keep up to `warm` sessions connected.
 
         One that nobody used for `idle_seconds` is closed, and one that is at work after `work_seconds`.
         """
         self._most_warm = warm
-        self._most_spares = spares
         self._idle_seconds = idle_seconds
         self._work_seconds = work_seconds
         self._warm: dict[ThreadKey, _Warm] = {}  # least recently used first
-        self._spares: dict[str, dict[Spare, _Idle]] = {}
         self._leaving: dict[asyncio.Task[None], ThreadKey] = {}  # what closes a thread's process
-        self._ahead: dict[AgentProcess, str | None] = {}  # starting with no turn that waits; a spare's with its agent
-        self._starts = Starts(os.cpu_count() or 1)
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing = False
         self.on_turn: Callable[[ThreadKey, str, AgentProcess], None] = lambda *_: None
@@ -103,33 +78,6 @@ class ProcessPool:
     def working(self) -> int:
         """How many processes are at work in the background."""
         return sum(warm.process.at_work for warm in self._warm.values())
-
-    async def start(self, process: AgentProcess) -> None:
-        """Start a process when a core is free for it, in the order of asking. Raises AgentStartFailed.
-
-        One that is told to end while it waits fails at once.
-        """
-        async with self._starts.place(unless=process.ended):
-            await process.start()
-
-    def room_ahead(self) -> contextlib.AbstractAsyncContextManager[None]:
-        """Wait for a core that no turn needs, and have it for `start_ahead`."""
-        return self._starts.place(ahead=True)
-
-    async def start_ahead(self, process: AgentProcess, spare_of: str | None = None) -> None:
-        """Start a process that no turn waits for; it is ended in mid-start if need be. Raises AgentStartFailed.
-
-        Only while having `room_ahead`.
-        """
-        self._ahead[process] = spare_of
-        try:
-            if self._closing:
-                raise AgentStartFailed("The sidecar is shutting down.")
-            await process.start(AHEAD_SECONDS)
-        finally:
-            del self._ahead[process]
-
-    # Warm sessions
 
     def take(self, key: ThreadKey, now: Fingerprint) -> AgentProcess | None:
         """The process that is connected to this thread's session, if everything is as it was; else it is closed."""
@@ -228,74 +176,20 @@ class ProcessPool:
                 return
             self._make_room(self._most_warm, self._closable(None))
 
-    # Spares
-
-    def take_spare(self, agent: str) -> Spare | None:
-        """A connected process for a new session of this agent."""
-        waiting = self._spares.get(agent, {})
-        while waiting:
-            spare, idle = waiting.popitem()
-            idle.watch.cancel()
-            if spare.process.is_alive:
-                return spare
-            self._own(spare.process.close())
-        return None
-
-    def give_back(self, agent: str, spare: Spare) -> None:
-        """Take back a spare that was not needed."""
-        if not self.wants_spare(agent):
-            self._own(spare.process.close())
-        else:
-            waiting = self._spares.setdefault(agent, {})
-
-            def close() -> None:
-                if waiting.pop(spare, None):
-                    self._own(spare.process.close())
-
-            async def attend() -> None:
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(spare.process.overhear(), self._idle_seconds)
-                close()
-
-            waiting[spare] = _Idle(spare.process, self._own(attend()))
-
-    def wants_spare(self, agent: str) -> bool:
-        """Whether this agent has fewer spares than it may, those that are being started included."""
-        there = len(self._spares.get(agent, {})) + list(self._ahead.values()).count(agent)
-        return not self._closing and there < self._most_spares
-
-    def refill(self, agent: str, spare: Spare) -> None:
-        """Start a spare, which is not started yet, in the background."""
-        self._ahead[spare.process] = agent  # before the task is: another turn may end first
-        self._own(self._refill(agent, spare))
-
-    async def stop(self) -> None:
-        """Keep nothing from here on, and end what is being started ahead: one that hangs would be waited for."""
+    def stop(self) -> None:
+        """Keep nothing from here on."""
         self._closing = True
-        await asyncio.gather(*(process.end() for process in self._ahead))
 
     async def close(self) -> None:
         """Close every process and see it gone; none is kept from here on."""
-        await self.stop()
-        idle: list[_Idle] = list(self._warm.values())
-        idle += [idle for waiting in self._spares.values() for idle in waiting.values()]
+        self.stop()
+        idle = list(self._warm.values())
         self._warm.clear()
-        self._spares.clear()
         for one in idle:
             one.watch.cancel()
         await asyncio.gather(*(one.process.close() for one in idle))
         while self._tasks:
             await asyncio.wait(self._tasks)
-
-    async def _refill(self, agent: str, spare: Spare) -> None:
-        try:
-            async with self.room_ahead():
-                await self.start_ahead(spare.process, agent)
-        except SidecarError as error:
-            logger.warning("a spare process of agent %s did not start: %s", agent, error.detail)
-            await spare.process.close()
-        else:
-            self.give_back(agent, spare)
 
     def _own(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
+import os
 import signal
 import uuid
 from collections import deque
@@ -14,12 +15,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from anyio import EndOfStream
-from claude_agent_sdk import ClaudeAgentOptions, ClaudeSDKError, CLIJSONDecodeError
+from claude_agent_sdk import ClaudeAgentOptions, ClaudeSDKError, CLIJSONDecodeError, CLINotFoundError
 
+from session_sidecar.agent.credentials import check_credentials
 from session_sidecar.agent.descendants import KILL_SECONDS, PROCESS_VARIABLE, Descendants, stat_fields
 from session_sidecar.agent.messages import Message
 from session_sidecar.agent.raw import RawClient
-from session_sidecar.errors import AgentFailed, AgentStartFailed
+from session_sidecar.errors import AgentFailed, AgentStartFailed, NotConfigured
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +37,8 @@ HELD = 16
 _THREADS = ThreadPoolExecutor(4, "descendants")
 
 NAMES_PROMPTS = "msg_lifecycle_v1"  # among an `init`'s capabilities: its turns say which prompts they answer
+
+CLI_MISSING = "There is no Claude Code CLI. Install claude-agent-sdk anew, which brings one, or mend `cli_path`."
 
 PF_EXITING = 0x4  # Linux, include/linux/sched.h
 KILLED = 1 << (signal.SIGKILL - 1)
@@ -58,10 +62,12 @@ class AgentProcess:
     is gone at once, where cancelling would lose the answer and leave the process running for seconds.
     """
 
-    def __init__(self, options: ClaudeAgentOptions) -> None:
-        """Nothing is started yet. `options` as from `Agents.options`."""
+    def __init__(self, options: ClaudeAgentOptions, preset: str | None = None) -> None:
+        """Nothing is started yet. `options` as from `Agents.options`; `preset` is the agent's name, if it is one."""
         self._stderr: deque[str] = deque(maxlen=20)
         self.options = without_session(options)
+        self.preset = preset
+        self.cli_version: str | None = None  # once it has been connected
         mark = uuid.uuid4().hex
         self._descendants = Descendants(PROCESS_VARIABLE, mark)
         env, stderr = {**options.env, PROCESS_VARIABLE: mark}, options.stderr or self._stderr.append
@@ -143,7 +149,7 @@ class AgentProcess:
             leaving.cancel()
 
     async def start(self, patience: float | None = None) -> None:
-        """Start the process and connect to it. Raises AgentStartFailed; nothing is left running then.
+        """Start the process and connect to it. Raises AgentStartFailed, NotConfigured; nothing is left running then.
 
         One that is not ready in `patience` seconds is ended; by default the SDK's own minute counts.
         """
@@ -159,6 +165,13 @@ class AgentProcess:
         # The SDK reports a refused or timed-out handshake as a bare Exception.
         if error := self._starting.exception():
             raise AgentStartFailed(self._explain(error)) from error
+        info = await self._client.get_server_info() or {}
+        self.cli_version = info.get("claude_code_version")
+        try:
+            check_credentials(info, {**os.environ, **self.options.env})
+        except NotConfigured:
+            await self.end()
+            raise
 
     async def run(self, prompt: Prompt | None) -> AsyncGenerator[tuple[bool, Message]]:
         """Give the prompt and yield the messages of its turn, the result last. Raises AgentFailed without a result.
@@ -316,6 +329,8 @@ class AgentProcess:
         await asyncio.wait([asyncio.get_running_loop().run_in_executor(_THREADS, work)], timeout=2 * KILL_SECONDS)
 
     def _explain(self, error: BaseException) -> str:
+        if isinstance(error, CLINotFoundError):
+            return CLI_MISSING
         if self._stderr:
             logger.warning("the CLI's last words: %s", " | ".join(self._stderr)[-2000:])
         return f"The agent's process failed: {type(error).__name__}. The server's log has its last words."

@@ -1,6 +1,7 @@
-"""How many CLIs start at once: as many as there are cores, as more only slow each other down.
+"""How CLIs are started: as many at once as there are cores, as more only slow each other down.
 
-A start that a turn waits for goes before those that are made ahead, and these leave it a core where there are two.
+A start that a turn waits for goes before those that are made ahead, and these leave it a core where there are two. What
+a CLI says of itself when it is connected is noted here: its version, and whether it has credentials.
 """
 
 import asyncio
@@ -8,8 +9,73 @@ import contextlib
 from collections import deque
 from collections.abc import AsyncIterator
 
+from session_sidecar.agent.process import AgentProcess
+from session_sidecar.errors import AgentStartFailed, NotConfigured
+
+AHEAD_SECONDS = 10.0  # for a start that no turn waits for; one that takes longer hangs
+
 
 class Starts:
+    """Every start of a CLI."""
+
+    def __init__(self, places: int) -> None:
+        """`places` is how many may start at once."""
+        self._places = Places(places)
+        self._ahead: set[AgentProcess] = set()
+        self._closing = False
+        self._unconfigured: dict[str, NotConfigured | None] = {}  # by preset, as its newest process said
+        self.version: str | None = None  # of the CLI, once one has been connected
+
+    async def start(self, process: AgentProcess) -> None:
+        """Start a process when a core is free for it, in the order of asking.
+
+        Raises AgentStartFailed, NotConfigured. One that is told to end while it waits fails at once.
+        """
+        async with self._places.place(unless=process.ended):
+            await self._start(process)
+
+    def room_ahead(self) -> contextlib.AbstractAsyncContextManager[None]:
+        """Wait for a core that no turn needs, and have it for `start_ahead`."""
+        return self._places.place(ahead=True)
+
+    async def start_ahead(self, process: AgentProcess) -> None:
+        """Start a process that no turn waits for; it is ended in mid-start if need be.
+
+        Only while having `room_ahead`. Raises AgentStartFailed, NotConfigured.
+        """
+        self._ahead.add(process)
+        try:
+            if self._closing:
+                raise AgentStartFailed("The sidecar is shutting down.")
+            await self._start(process, AHEAD_SECONDS)
+        finally:
+            self._ahead.discard(process)
+
+    @property
+    def problem(self) -> NotConfigured | None:
+        """What is missing, if no preset's newest process had credentials."""
+        return next(iter(self._unconfigured.values()), None) if all(self._unconfigured.values()) else None
+
+    async def stop(self) -> None:
+        """Start nothing ahead from here on, and end what is being started so: one that hangs would be waited for."""
+        self._closing = True
+        await asyncio.gather(*(process.end() for process in self._ahead))
+
+    async def _start(self, process: AgentProcess, patience: float | None = None) -> None:
+        problem = None
+        try:
+            await process.start(patience)
+        except NotConfigured as error:
+            problem = error.again()
+            raise
+        finally:
+            if process.cli_version is not None:
+                self.version = process.cli_version
+                if process.preset is not None:
+                    self._unconfigured[process.preset] = problem
+
+
+class Places:
     """The places for starting processes. Who gets one is decided without awaiting."""
 
     def __init__(self, places: int) -> None:

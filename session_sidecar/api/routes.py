@@ -37,6 +37,7 @@ _TURN = (
     errors.TurnTimeout,
     errors.TurnLimit,
     errors.AgentStartFailed,
+    errors.NotConfigured,
     errors.AgentFailed,
     errors.ApiFailed,
 )
@@ -151,7 +152,13 @@ CALLS: tuple[Call[Any], ...] = (
         health.readyz,
         Nothing,
         {200: answers.Health},
-        (errors.TranscriptsUnavailable, errors.NotSaved, errors.ShuttingDown),
+        (
+            errors.TranscriptsUnavailable,
+            errors.NotSaved,
+            errors.AgentStartFailed,
+            errors.NotConfigured,
+            errors.ShuttingDown,
+        ),
     ),
     Call("GET", "/version", health.versions, Nothing, {200: answers.Versions}),
 )

@@ -3,15 +3,18 @@
 import asyncio
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator
 
 from session_sidecar.agent.agents import Agents, Launch
-from session_sidecar.agent.pool import Fingerprint, ProcessPool, Spare
+from session_sidecar.agent.pool import Fingerprint, ProcessPool
 from session_sidecar.agent.process import AgentProcess, without_session
+from session_sidecar.agent.spares import Spare, Spares
+from session_sidecar.agent.starts import Starts
 from session_sidecar.agent.transcripts import Revision
 from session_sidecar.agent.transcripts.transcripts import Transcripts
-from session_sidecar.errors import ThreadBusy, public_error
+from session_sidecar.errors import AgentStartFailed, NotConfigured, SidecarError, ThreadBusy, public_error
 from session_sidecar.turns.ending import dismiss
 from session_sidecar.turns.exclusion import Exclusion
 from session_sidecar.turns.plan import Plan, Seen, make_id
@@ -20,15 +23,57 @@ from session_store import SessionMap, SessionMapping, ThreadKey
 
 logger = logging.getLogger(__name__)
 
+PROBE_SECONDS = 5.0  # between two looks at a CLI that has no credentials
 LOOK_SECONDS = 5.0  # for what is looked up ahead; an operator's function may hang
 
 
 class Processes:
     """Agent processes by what a turn needs. Whoever asks for one has the claim on its thread."""
 
-    def __init__(self, agents: Agents, pool: ProcessPool) -> None:
+    def __init__(self, agents: Agents, starts: Starts, pool: ProcessPool, spares: Spares) -> None:
         self._agents = agents
+        self._starts = starts
         self._pool = pool
+        self._spares = spares
+        self._probing: asyncio.Task[SidecarError | None] | None = None
+        self._probed = -math.inf
+
+    def prepare(self, most: int) -> None:
+        """Have spares of the agents there are before anybody asks for one: of the first `most` of them."""
+        for agent in self._agents.presets[:most]:
+            self._spares.fill(agent)
+
+    async def cli_version(self) -> str:
+        """The CLI's version. Raises AgentStartFailed, NotConfigured where none can be started for a turn.
+
+        It is what those that were started have said; where there was none, or none had credentials, one is started.
+        """
+        await asyncio.to_thread(self._agents.check_cli)
+        await self._spares.started()
+        problem: SidecarError | None = self._starts.problem
+        if self._starts.version is None or (problem and time.monotonic() - self._probed >= PROBE_SECONDS):
+            if self._probing is None or self._probing.done():
+                self._probing = asyncio.create_task(self._probe(), name="a look at the CLI")
+            problem = await asyncio.shield(self._probing)
+        if problem is not None:
+            raise problem.again()
+        return str(self._starts.version)
+
+    async def _probe(self) -> SidecarError | None:
+        """Start a CLI, as for the first of the agents, and end it; what keeps it from being of use."""
+        agent = next(iter(self._agents.presets), "default")
+        process = self._agents.process(agent, self._agents.preset(agent, Launch(make_id())))
+        try:
+            async with self._starts.room_ahead():
+                await self._starts.start_ahead(process)
+        except AgentStartFailed as error:
+            return error
+        except NotConfigured:
+            pass  # it is noted; a function may give credentials to each thread
+        finally:
+            self._probed = time.monotonic()
+            await process.close()
+        return self._starts.problem
 
     def on_turn(self, callback: Callable[[ThreadKey, str, AgentProcess], None]) -> None:
         """Have `callback` called when a thread's process begins a turn by itself; see `ProcessPool.on_turn`."""
@@ -39,12 +84,12 @@ class Processes:
         """A process that waits for a new session, for a thread that has none. Taken and not used, it goes back."""
         agent = turn.request.agent
         is_new = seen.mapping is None and seen.branching is None
-        spare = self._pool.take_spare(agent) if is_new else None
+        spare = self._spares.take(agent) if is_new else None
         try:
             yield spare
         finally:
             if spare is not None and not spare.used:
-                self._pool.give_back(agent, spare)
+                self._spares.give_back(agent, spare)
 
     async def get(self, turn: Turn, plan: Plan, spare: Spare | None) -> AgentProcess:
         """The process for this turn: warm, the spare, or a new one that `connect` has yet to start.
@@ -67,12 +112,17 @@ class Processes:
         # What is or was connected there has another session, or knows less of this one; two would write to it.
         await self._pool.drop(key)
         turn.process_came = "cold"
-        return AgentProcess(options)
+        return self._agents.process(agent, options)
+
+    def replenish(self, turn: Turn) -> None:
+        """Have a spare again for the one that this turn took; not before its first word, which needs the CPU too."""
+        if turn.process_came == "spare":
+            self._spares.fill(turn.request.agent)
 
     async def connect(self, process: AgentProcess) -> None:
-        """Start a process that is not connected yet. Raises AgentStartFailed."""
+        """Start a process that is not connected yet. Raises AgentStartFailed, NotConfigured."""
         if not process.is_alive:
-            await self._pool.start(process)
+            await self._starts.start(process)
 
     async def put(
         self, turn: Turn, mapping: SessionMapping | None, saved: Revision | None, process: AgentProcess
@@ -91,7 +141,7 @@ class Processes:
             )
         ):
             await process.close()
-        await self._refill(agent, key)
+        self._spares.fill(agent)
 
     async def drop(self, key: ThreadKey) -> None:
         """Close the thread's process, if one is connected, and see it gone: its transcript is about to change."""
@@ -122,18 +172,15 @@ class Processes:
 
     async def stop(self) -> None:
         """Keep no process from here on, and end those that are being started for turns yet to come."""
-        await self._pool.stop()
+        self._pool.stop()
+        self._spares.stop()
+        await self._starts.stop()
 
     async def close(self) -> None:
         """Close every process that is kept."""
-        await self._pool.close()
-
-    async def _refill(self, agent: str, key: ThreadKey) -> None:
-        """Have a spare ready for the next new thread; only of agents that are the same for every thread."""
-        if self._agents.is_preset(agent) and self._pool.wants_spare(agent):
-            session_id = make_id()
-            options = await self._agents.options(agent, key, Launch(session_id))
-            self._pool.refill(agent, Spare(AgentProcess(options), session_id))
+        if self._probing is not None:
+            await asyncio.wait([self._probing])
+        await asyncio.gather(self._pool.close(), self._spares.close())
 
 
 class Warming:
@@ -144,11 +191,19 @@ class Warming:
     """
 
     def __init__(
-        self, session_map: SessionMap, agents: Agents, transcripts: Transcripts, pool: ProcessPool, exclusion: Exclusion
+        self,
+        *,
+        session_map: SessionMap,
+        agents: Agents,
+        transcripts: Transcripts,
+        starts: Starts,
+        pool: ProcessPool,
+        exclusion: Exclusion,
     ) -> None:
         self._map = session_map
         self._agents = agents
         self._transcripts = transcripts
+        self._starts = starts
         self._pool = pool
         self._exclusion = exclusion
         self._hints: dict[ThreadKey, tuple[str, float]] = {}  # the agent and the time of each, oldest first
@@ -180,7 +235,7 @@ class Warming:
     async def _warm_up(self, key: ThreadKey, agent: str, hinted: float) -> None:
         if not self._pool.has_room(hinted) or await self._process(key, agent) is None:
             return
-        async with self._pool.room_ahead():
+        async with self._starts.room_ahead():
             if not self._exclusion.is_free(key):
                 return  # its message has come
             async with self._exclusion.hold(key):
@@ -190,7 +245,7 @@ class Warming:
                 state, process = found
                 await self._pool.drop(key)
                 try:
-                    await self._pool.start_ahead(process)
+                    await self._starts.start_ahead(process)
                 finally:
                     if not self._pool.keep(key, state, process, hinted=hinted):
                         await process.close()
@@ -203,7 +258,8 @@ class Warming:
             if mapping is None or info is None:
                 return None
             session_id = mapping.sdk_session_id
-            process = AgentProcess(await self._agents.options(agent, key, Launch(session_id, session_id)))
+            options = await self._agents.options(agent, key, Launch(session_id, session_id))
+        process = self._agents.process(agent, options)
         state = Fingerprint(session_id, mapping.version, info.revision, agent, process.options)
         if self._pool.has(key, state) or self._pool.at_work(key):
             return None

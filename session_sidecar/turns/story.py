@@ -115,7 +115,10 @@ class Story:
                     continue
                 if says_session(message):
                     await self._follow(turn, plan, message["session_id"])
+                silent = not turn.has_spoken
                 turn.take(message)
+                if silent and turn.has_spoken:
+                    self._processes.replenish(turn)
 
     def _take_aside(self, turn: Turn, message: Message) -> None:
         """Publish what the agent says by itself before it comes to the prompt, as a turn of its own."""
@@ -133,7 +136,7 @@ class Story:
     def _end_before(self, turn: Turn) -> None:
         if turn.before is not None:
             self._publish_end(turn.before)
-            logger.info("turn", extra={"fields": turn.before.summary()})
+            self._log(turn.before)
             turn.before = None
 
     async def _finish(self, turn: Turn, process: AgentProcess | None, tending: list[asyncio.Task[None]]) -> None:
@@ -157,8 +160,11 @@ class Story:
             if not turn.ended.is_set():
                 self._publish_end(turn)
             self._exclusion.leave(turn)
-            exit_status = process.exit_status if process is not None else None
-            logger.info("turn", extra={"fields": {**turn.summary(), "exit": exit_status}})
+            self._log(turn, exit=process.exit_status if process is not None else None)
+
+    def _log(self, turn: Turn, **more: object) -> None:
+        level = logging.WARNING if turn.status == "failed" else logging.INFO
+        logger.log(level, "turn", extra={"fields": {**turn.summary(), **more}})
 
     def _fail(self, turn: Turn, error: Exception) -> None:
         turn.error = public_error(error)

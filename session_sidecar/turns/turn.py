@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from session_sidecar.agent.messages import Message, failure_of, text_of
+from session_sidecar.agent.messages import Message, failure_of, refused_of, text_of
 from session_sidecar.agent.transcripts import Revision
-from session_sidecar.errors import NotSaved, SidecarError, TurnInterrupted, TurnTimeout
+from session_sidecar.errors import ApiFailed, NotSaved, SidecarError, TurnInterrupted, TurnTimeout
 from session_sidecar.turns.events import EventLog
 from session_store import ThreadKey
 
@@ -76,6 +76,7 @@ class Turn:
         self.process_came: Came | None = None  # from where its process was taken
         self._readers = 0
         self._last_retry: Message | None = None
+        self._said_error: str | None = None  # what its newest answer is instead of one
         self._early: list[Message] = []  # what came before `init`, as hooks do; `session` is the first event
 
     @property
@@ -114,6 +115,11 @@ class Turn:
             if not self._readers and self.request.on_disconnect == "cancel":
                 self.stop()
 
+    @property
+    def has_spoken(self) -> bool:
+        """Whether an answer has begun to come."""
+        return "first_delta" in self.times or self.last_said is not None
+
     # What its owner notes and publishes
 
     def settle(self, settled: Settled) -> None:
@@ -140,6 +146,7 @@ class Turn:
             "process": self.process_came,
             "status": self.status,
             "code": self.error.code if self.error else None,
+            "api_status": self.error.extra.get("api_status") if self.error else None,
             "ms": {
                 stage: round((self.times[stage] - self.times["asked"]) * 1000, 1)
                 for stage in stages
@@ -176,11 +183,13 @@ class Turn:
         elif kind == "assistant":
             self.text = text_of(message) or self.text
             if message.get("parent_tool_use_id") is None:
-                self.last_said = message.get("uuid")
+                self.last_said, self._said_error = message.get("uuid"), message.get("error")
         elif kind == "result":
             self.result = message
         elif kind == "system" and message.get("subtype") == "api_retry":
             self._last_retry = message
+            if refused := refused_of(message):
+                self.stop(refused)
         if self.session is None:
             self._early.append(message)
         else:
@@ -188,12 +197,12 @@ class Turn:
 
     def end(self) -> None:
         """Settle how the turn ended, and publish that."""
-        error = self.error or (failure_of(self.result, self._last_retry) if self.result else None)
+        error = self.error or (failure_of(self.result, self._last_retry, self._said_error) if self.result else None)
         if isinstance(self.error, NotSaved):
             self.status = "failed"
         elif error is None and self.result is not None:
             self.status = "completed"
-        elif isinstance(self.stop_reason, TurnTimeout):
+        elif isinstance(self.stop_reason, (TurnTimeout, ApiFailed)):
             self.status, self.error = "failed", self.stop_reason
         elif self.stopping.is_set():
             self.status, self.error = "interrupted", self.stop_reason

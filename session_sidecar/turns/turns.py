@@ -154,12 +154,21 @@ class Turns:
         if not self._closing:
             self._warming.hint(key, agent)
 
+    def prepare(self) -> None:
+        """Start what waits for the first new threads."""
+        self._processes.prepare(self._settings.most_prepared)
+
+    async def cli_version(self) -> str:
+        """The version of the CLI that turns are run with. Raises AgentStartFailed, NotConfigured."""
+        return await self._processes.cli_version()
+
     async def check(self) -> None:
         """Return if turns can be run. Raises the SidecarError that says why not, or StoreUnavailable."""
         if self._closing:
             raise ShuttingDown("No new turns are taken.", retry_after=5)
         await self._map.check()
         await self._transcripts.check_saving()
+        await self.cli_version()
 
     def _admit(self) -> None:
         if len(self._tasks) + self._processes.working >= self._settings.max_turns:

@@ -45,7 +45,6 @@ class Transcripts:
         self._projects = claude_config / "projects"
         self._readers = readers
         self._marker = claude_config / "session-sidecar.txt"
-        self._unsaved = False  # the last turn that ended was not
 
     def prepare(self) -> None:
         """Mark the directory as the one that goes with a session map that has just been made."""
@@ -71,7 +70,7 @@ class Transcripts:
         """The same for a turn that has just ended: None, too, if its last message is not in the file, or its prompt.
 
         `after` is where the turn before it ended. The CLI does not say when it cannot write, and goes on from
-        what it remembers. `check_saving` raises from then on until something can be saved.
+        what it remembers.
         """
         look = functools.partial(self._saved, session_id, message_id, prompt_id, after)
         info = await asyncio.to_thread(look)
@@ -80,22 +79,19 @@ class Transcripts:
                 break
             await asyncio.sleep(pause)
             info = await asyncio.to_thread(look)
-        self._unsaved = info is None and message_id is not None
         return info
 
     async def check_saving(self) -> None:
-        """Raise NotSaved if the last turn was not saved and nothing can be; TranscriptsUnavailable as `check` does."""
+        """Raise NotSaved if nothing can be written where transcripts are; TranscriptsUnavailable as `check` does."""
         await self.check()
-        if self._unsaved:
-            try:
-                await asyncio.to_thread(self._write_something)
-            except OSError as error:
-                raise NotSaved(
-                    f"{self._projects} takes no writes ({error.strerror}): turns that end now are lost at the next "
-                    "start. Make room there, or mount it writable.",
-                    retry_after=30,
-                ) from None
-            self._unsaved = False
+        try:
+            await asyncio.to_thread(self._write_something)
+        except OSError as error:
+            raise NotSaved(
+                f"{self._projects} takes no writes ({error.strerror}): turns that end now are lost at the next "
+                "start. Make room there, or mount it writable.",
+                retry_after=30,
+            ) from None
 
     async def fork_point(self, session_id: str, at: str | None, *, end: Revision | None = None) -> str:
         """The UUID of the last message a fork is to hold: the end of the API reply that `at` belongs to, or the end.

@@ -129,6 +129,7 @@ class Versions(TypedDict):
 
     version: str
     claude_agent_sdk: str
+    cli: str | None
     model: Literal["live", "offline"]
 
 
