@@ -155,11 +155,12 @@ def doctor(ctx: click.Context, *, home: Path | None, fix: bool, as_json: bool) -
 
     \b
     It finds
-      - mappings whose conversation is gone, and transcripts that no thread has
+      - mappings whose conversation is gone
       - sessions with more than one transcript, as a partial restore leaves them
       - CLIs that still run although no sidecar does
       - a config directory that is not the sidecar's, or that a CLI would sweep
       - leftovers: transcripts that were set aside, subagents of sessions that are gone
+      - transcripts that no thread has; a deletion keeps them, so these may stay
 
     Exit codes: 0 healthy, 1 something is left to do, 2 it could not look.
 
@@ -191,10 +192,19 @@ def doctor(ctx: click.Context, *, home: Path | None, fix: bool, as_json: bool) -
     else:
         if report.in_use:
             click.echo(f"only reading: {report.in_use}")
+        harmless = [finding for finding in report.findings if finding.harmless and not finding.fixed]
         for finding in report.findings:
+            if finding in harmless:
+                continue
             click.echo(f"{finding.kind}: {finding.what} {'Fixed.' if finding.fixed else finding.todo}")
-        left = sum(not finding.fixed for finding in report.findings)
-        if left and fix and not asks:
+        if harmless:
+            names = ", ".join(str(finding.about["sdk_session_id"]) for finding in harmless[:5])
+            click.echo(
+                f"kept: {len(harmless)} transcript(s) that no thread has, as deletions leave them by default ({names}"
+                f"{' …' if len(harmless) > 5 else ''}). PUT /v1/session adopts one, --fix on a terminal asks to delete."
+            )
+        left = len(report.left)
+        if (left or harmless) and fix and not asks:
             click.echo("what loses something is left as it is: run it with --fix on a terminal to be asked")
         counts = f"{report.mappings} mappings, {report.transcripts} transcripts"
         click.echo(f"{left} to do ({counts})" if left else f"healthy ({counts})")

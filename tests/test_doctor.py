@@ -161,6 +161,20 @@ async def test_what_no_thread_has_is_deleted_only_if_a_person_says_so(home: Path
     assert [path.exists() for path in (stray, aside, alone, kept)] == [False, False, False, True]
 
 
+async def test_what_a_deletion_has_kept_is_nothing_to_complain_of(home: Path) -> None:
+    stray = transcript(home, "t1")
+    change(home, "DELETE FROM session_mappings WHERE thread_id = 't1'")
+    found = await report(home)
+    assert (found["healthy"], kinds(found), found["findings"][0]["harmless"]) == (True, ["unmapped_transcript"], True)
+    status, out = await run(home)
+    assert status == 0
+    assert f"kept: 1 transcript(s) that no thread has, as deletions leave them by default ({stray.stem})" in out
+    assert out.endswith("healthy (1 mappings, 2 transcripts)\n")
+    status, out = await run(home, "--fix")
+    assert (status, stray.exists()) == (0, True)
+    assert "on a terminal to be asked" in out
+
+
 async def test_a_config_directory_that_is_not_mounted_is_one_finding_and_not_one_a_mapping(home: Path) -> None:
     (home / "claude").rename(home / "unmounted")
     (home / "claude").mkdir()

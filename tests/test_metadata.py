@@ -248,6 +248,28 @@ async def test_a_checkpoint_is_a_titled_fork_and_forking_it_restores_it(
     assert texts(await messages(sidecar, restored))[-1] == SECOND
 
 
+@pytest.mark.parametrize("title", ["About tea", "--resume", '-x 🫖 "quoted"'])
+async def test_a_fork_of_a_titled_thread_says_that_it_is_one_until_it_has_a_title_of_its_own(
+    sidecar: Sidecar, spoken: str, another_thread: str, title: str
+) -> None:
+    await patch(sidecar, spoken, title=title)
+    await copy(sidecar, spoken, f"{another_thread}-copy")
+    await sidecar.post("/v1/chat/fork", another_thread, from_thread_id=spoken, message="And cake")
+    for fork in (another_thread, f"{another_thread}-copy"):
+        assert (await metadata(sidecar, fork))["title"] == f"{title} (fork)"
+        await sidecar.say(fork, "Go on")
+        assert (await metadata(sidecar, fork))["title"] == f"{title} (fork)"
+        assert (await patch(sidecar, fork, title="My own")).json()["metadata"]["title"] == "My own"
+    assert (await metadata(sidecar, spoken))["title"] == title
+
+
+async def test_a_fork_of_a_thread_without_a_title_has_none(sidecar: Sidecar, spoken: str, another_thread: str) -> None:
+    untitled = (await metadata(sidecar, "the original"))["title"]
+    await sidecar.post("/v1/chat/fork", another_thread, from_thread_id="the original", message="And cake")
+    assert untitled is None
+    assert (await metadata(sidecar, another_thread))["title"] is None
+
+
 # Damage and length
 
 

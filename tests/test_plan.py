@@ -15,7 +15,7 @@ from session_store import SessionMapping, ThreadKey
 
 KEY = ThreadKey("t1", "alice")
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
-PARENT = Branching("t0", "parent", "m9")
+PARENT = Branching("t0", "parent", "m9", "Tea (fork)")
 MESSAGE = TurnRequest(KEY, "Hello")
 FORK = TurnRequest(KEY, "Hello", fork_of=ThreadKey("t0", "alice"))
 STRICT = TurnRequest(KEY, "Hello", if_missing="fail")
@@ -38,7 +38,9 @@ TABLE: dict[str, tuple[TurnRequest, Seen, Plan]] = {
     "a fork begins one that leaves its parent's": (
         FORK,
         Seen(branching=PARENT),
-        Plan(Launch("new", "parent", "m9"), "forked", "add", Settled("new", NOTHING), parent_thread_id="t0"),
+        Plan(
+            Launch("new", "parent", "m9", "Tea (fork)"), "forked", "add", Settled("new", NOTHING), parent_thread_id="t0"
+        ),
     ),
     "a known thread goes on with its own": (
         MESSAGE,
@@ -82,7 +84,7 @@ TABLE: dict[str, tuple[TurnRequest, Seen, Plan]] = {
     "a fork that never had one is forked again": (
         MESSAGE,
         Seen(mapped(0, parent_thread_id="t0", parent_message_id="m9"), branching=PARENT),
-        Plan(Launch("old", "parent", "m9"), "forked", "aside", Settled("old", NOTHING)),
+        Plan(Launch("old", "parent", "m9", "Tea (fork)"), "forked", "aside", Settled("old", NOTHING)),
     ),
     "a fork that never had one, and whose parent is gone, begins anew": (
         MESSAGE,

@@ -19,7 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 
 from session_sidecar.agent.orphans import CLI_VARIABLE, installed_cli
-from session_sidecar.agent.process import CLI_MISSING, AgentProcess
+from session_sidecar.agent.process import CLI_MISSING, TITLE_ARGUMENT, AgentProcess
 from session_sidecar.errors import AgentMisconfigured, AgentStartFailed, UnknownAgent
 from session_sidecar.settings import SettingsError
 from session_store import ThreadKey
@@ -52,12 +52,13 @@ class Launch:
     """Which session a process is for.
 
     Without `resume_from`: a new session under `session_id`. With it equal to `session_id`: that session, continued.
-    Otherwise: a fork of `resume_from` under `session_id`, cut after the message `at`.
+    Otherwise: a fork of `resume_from` under `session_id`, cut after the message `at`, and called `title`.
     """
 
     session_id: str
     resume_from: str | None = None
     at: str | None = None
+    title: str | None = None
 
 
 def safe_options(**options: Any) -> ClaudeAgentOptions:
@@ -131,6 +132,9 @@ class Agents:
         env = {**self._env, **options.env}
         if self._launcher is not None and options.cli_path is not None:
             env[CLI_VARIABLE] = str(options.cli_path)
+        extra_args = dict(options.extra_args)
+        if launch.title is not None:
+            extra_args[TITLE_ARGUMENT] = launch.title
         forks = launch.resume_from is not None and launch.resume_from != launch.session_id
         return dataclasses.replace(
             options,
@@ -140,6 +144,7 @@ class Agents:
             session_id=launch.session_id if forks or launch.resume_from is None else None,
             resume=launch.resume_from,
             fork_session=forks,
+            extra_args=extra_args,
             resume_session_at=launch.at,
         )
 

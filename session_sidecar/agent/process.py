@@ -38,6 +38,7 @@ _THREADS = ThreadPoolExecutor(4, "descendants")
 
 NAMES_PROMPTS = "msg_lifecycle_v1"  # among an `init`'s capabilities: its turns say which prompts they answer
 
+TITLE_ARGUMENT = "name"  # the CLI's option, for a new session; the SDK has none of its own
 CLI_MISSING = "There is no Claude Code CLI. Install claude-agent-sdk anew, which brings one, or mend `cli_path`."
 
 PF_EXITING = 0x4  # Linux, include/linux/sched.h
@@ -349,8 +350,15 @@ async def _said(prompt: Prompt) -> AsyncIterator[Message]:
 
 def without_session(options: ClaudeAgentOptions) -> ClaudeAgentOptions:
     """Options as they are of every session of an agent, to be compared."""
+    extra_args = {name: value for name, value in options.extra_args.items() if name != TITLE_ARGUMENT}
     return dataclasses.replace(
-        options, session_id=None, resume=None, fork_session=False, resume_session_at=None, stderr=None
+        options,
+        session_id=None,
+        resume=None,
+        fork_session=False,
+        resume_session_at=None,
+        stderr=None,
+        extra_args=extra_args,
     )
 
 

@@ -28,7 +28,10 @@ UNSETTLED_SECONDS = 60  # beside a running sidecar, what is younger may be half 
 
 @dataclass(slots=True)
 class Finding:
-    """Something that is not as it should be. `about` names it for scripts, `what` and `todo` for people."""
+    """Something that is not as it should be, or that is only worth knowing, as nobody has `todo` anything about it.
+
+    `about` names it for scripts, `what` and `todo` for people.
+    """
 
     kind: str
     what: str
@@ -36,11 +39,19 @@ class Finding:
     about: dict[str, Any]
     repair: Callable[[], Awaitable[object]] | None = None
     safe: bool = False  # nothing that anybody could miss is lost by the repair
+    harmless: bool = False  # it may stay as it is
     fixed: bool = False
 
     def plain(self) -> dict[str, Any]:
         """The finding for JSON."""
-        return {"kind": self.kind, **self.about, "what": self.what, "todo": self.todo, "fixed": self.fixed}
+        return {
+            "kind": self.kind,
+            **self.about,
+            "what": self.what,
+            "todo": self.todo,
+            "harmless": self.harmless,
+            "fixed": self.fixed,
+        }
 
 
 @dataclass(slots=True)
@@ -56,7 +67,12 @@ class Report:
     @property
     def healthy(self) -> bool:
         """Whether nothing is left to do."""
-        return all(finding.fixed for finding in self.findings)
+        return not self.left
+
+    @property
+    def left(self) -> list[Finding]:
+        """What is left to do."""
+        return [finding for finding in self.findings if not (finding.fixed or finding.harmless)]
 
     def plain(self) -> dict[str, Any]:
         """The report for JSON."""
@@ -150,8 +166,10 @@ async def _look(session_map: SessionMap, settings: Settings, report: Report) -> 
             Finding(
                 "unmapped_transcript",
                 f"No thread has the session {session_id} ({path.stat().st_size} bytes).",
-                "Adopt it (PUT /v1/session), or let --fix delete it.",
+                "A deletion keeps transcripts unless it is told otherwise. Adopt it (PUT /v1/session), or let --fix "
+                "delete it.",
                 {"sdk_session_id": session_id, "path": str(path)},
+                harmless=True,
                 repair=lambda session_id=session_id: kept.delete(session_id),  # type: ignore[misc]
             )
             for session_id, paths in unmapped.items()

@@ -26,11 +26,12 @@ from session_store import SessionMap, SessionMapping, ThreadKey
 
 @dataclass(frozen=True, slots=True)
 class Branching:
-    """Where a fork leaves its parent: after a message of the parent's session."""
+    """Where a fork leaves its parent: after a message of the parent's session; and what it is called, if that is."""
 
     parent_thread_id: str
     session_id: str
     message_id: str
+    title: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +92,9 @@ def decide(request: TurnRequest, seen: Seen, new_id: str) -> Plan:
 
 
 def _begun(session_id: str, branching: Branching | None) -> Launch:
-    return Launch(session_id, branching.session_id, branching.message_id) if branching else Launch(session_id)
+    if branching is None:
+        return Launch(session_id)
+    return Launch(session_id, branching.session_id, branching.message_id, branching.title)
 
 
 class Planner:
@@ -119,7 +122,8 @@ class Planner:
         key = request.key
         if request.fork_of is not None:
             parent, point = await self.fork_point(request.fork_of, key, request.at_message_id)
-            return Seen(branching=Branching(parent.thread_id, parent.sdk_session_id, point))
+            title = await self._transcripts.fork_title(parent.sdk_session_id)
+            return Seen(branching=Branching(parent.thread_id, parent.sdk_session_id, point, title))
         mapping = await self._map.get(key)
         if mapping is None:
             await self._transcripts.check()
@@ -149,7 +153,8 @@ class Planner:
         if parent is not None:
             with contextlib.suppress(TranscriptMissing, MessageNotFound):
                 point = await self._transcripts.fork_point(parent.sdk_session_id, mapping.parent_message_id)
-                return Branching(parent_thread_id, parent.sdk_session_id, point)
+                title = await self._transcripts.fork_title(parent.sdk_session_id)
+                return Branching(parent_thread_id, parent.sdk_session_id, point, title)
         return None
 
     async def fork_point(self, parent_key: ThreadKey, key: ThreadKey, at: str | None) -> tuple[SessionMapping, str]:

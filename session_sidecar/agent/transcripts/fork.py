@@ -1,7 +1,7 @@
 """Copies of transcripts: what the SDK's `fork_session()` makes, a line at a time and so with next to no memory.
 
 The SDK's own function holds the whole transcript several times over (a gigabyte for 90 MiB), takes six times as long,
-and loses messages at a U+2028. tests/test_copying.py compares the two.
+and loses messages at a U+2028. tests/test_reading.py compares the two.
 """
 
 import contextlib
@@ -128,7 +128,7 @@ def _write(file: BinaryIO, path: Path, session_id: str, new_id: str, *, up_to: s
     if replacements:
         note = {"type": "content-replacement", "replacements": replacements}
         _dump(file, note | common | {"uuid": str(uuid.uuid4())})
-    _dump(file, {"type": "custom-title", "customTitle": f"{title} (fork)"} | common | {"uuid": str(uuid.uuid4())})
+    _dump(file, {"type": "custom-title", "customTitle": title} | common | {"uuid": str(uuid.uuid4())})
 
 
 class _Renamed:

@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from claude_agent_sdk import SDKSessionInfo
+
 from session_sidecar.agent.transcripts import Revision, files
 from session_sidecar.agent.transcripts.chain import TranscriptMessage, read_whole
 from session_sidecar.agent.transcripts.ending import read_ending
@@ -105,12 +107,21 @@ class Transcripts:
             return point
         return await self._readers.whole(_cut_whole, [path], at, end)
 
+    async def fork_title(self, session_id: str) -> str | None:
+        """What a fork of a session is called that has a title, as the SDK calls its copies; None if it has none.
+
+        Raises TranscriptMissing, SessionAmbiguous.
+        """
+        _, info = await self._readers.short(self._to_fork, session_id)
+        return _title_of_fork(info.custom_title) if info.custom_title else None
+
     async def fork(self, session_id: str, up_to: str) -> str:
         """Copy a transcript up to the message `up_to`, without the model; the new session's ID.
 
         Raises TranscriptMissing, SessionAmbiguous, NotSaved, TranscriptsUnavailable; no copy is left then.
         """
-        path, title = await self._readers.short(self._to_fork, session_id)
+        path, info = await self._readers.short(self._to_fork, session_id)
+        title = _title_of_fork(info.custom_title or info.first_prompt or "Forked session")
         new_id = str(uuid.uuid4())
         try:
             with files.saving():
@@ -194,16 +205,20 @@ class Transcripts:
             return _cut(ending.messages, at), path
         return None, path
 
-    def _to_fork(self, session_id: str) -> tuple[Path, str]:
-        """The file to copy, and what the SDK calls its copies after."""
+    def _to_fork(self, session_id: str) -> tuple[Path, SDKSessionInfo]:
+        """The file to copy, and what is known of it."""
         path = self._find(session_id)
         info = files.session_info(path) if path is not None else None
         if path is None or info is None:
             raise TranscriptMissing(_GONE)
-        return path, info.custom_title or info.first_prompt or "Forked session"
+        return path, info
 
     def _find(self, session_id: str) -> Path | None:
         return files.find(self._projects, session_id)
+
+
+def _title_of_fork(title: str) -> str:
+    return f"{title} (fork)"
 
 
 def _holds(path: Path, message_id: str, prompt_id: str, size: int) -> bool:
