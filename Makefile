@@ -42,19 +42,24 @@ clean: ## remove the virtual environment (never ./var, which holds the conversat
 	rm -rf .venv
 
 .venv/python:
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "session-sidecar needs Python 3.11 or newer; name one with PYTHON=…")'
-	$(PYTHON) -m venv .venv
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "session-sidecar needs Python 3.11 or newer; name one with PYTHON=…")'
+	@echo "setting up: the virtual environment .venv"
+	@$(PYTHON) -m venv .venv
 	@touch $@
 
 .venv/run: .venv/python requirements.lock pyproject.toml
-	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@echo "setting up: the packages of requirements.lock; the SDK brings the CLI, some 170 MB"
+	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@echo "setting up: session-sidecar itself"
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
 .venv/dev: .venv/run requirements-dev.lock
-	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
+	@echo "setting up: what the tests need, from requirements-dev.lock"
+	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
 	@touch $@
 
 .venv/bench: .venv/run requirements-bench.lock
-	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-bench.lock
+	@echo "setting up: what the bench compares with, from requirements-bench.lock"
+	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-bench.lock
 	@touch $@

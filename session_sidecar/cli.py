@@ -98,7 +98,7 @@ def serve(**options: Any) -> None:
     import uvicorn  # noqa: PLC0415 - the other commands do not pay for the server
 
     from session_sidecar.app import create_app  # noqa: PLC0415
-    from session_sidecar.server import logs  # noqa: PLC0415
+    from session_sidecar.server import logs, terminal  # noqa: PLC0415
     from session_sidecar.server.connection import Connection  # noqa: PLC0415
     from session_sidecar.settings import LOOPBACK, Settings, SettingsError  # noqa: PLC0415
 
@@ -118,13 +118,14 @@ def serve(**options: Any) -> None:
         http=Connection,
         ws="none",
         lifespan="on",
-        log_config=logs.configure(),
+        log_config=logs.configure(terminal.Plain if terminal.is_there() else logs.JsonLines),
         access_log=False,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=int(settings.shutdown_seconds) + 1,
     )
+    server = terminal.Greeting(config, settings) if terminal.is_there() else uvicorn.Server(config)
     with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again, when all is closed: that is how it ends
-        uvicorn.Server(config).run()
+        server.run()
 
 
 def _check_port(host: str, port: int) -> None:

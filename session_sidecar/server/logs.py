@@ -27,16 +27,21 @@ class JsonLines(logging.Formatter):
         return json.dumps(line)
 
 
-def configure() -> dict[str, Any]:
-    """The logging configuration of `serve`, for uvicorn to apply: everything through one handler."""
+def configure(lines: type[logging.Formatter] = JsonLines) -> dict[str, Any]:
+    """The logging configuration of `serve`, for uvicorn to apply: everything through one handler, as such lines.
+
+    What uvicorn says of starting and stopping is for machines that wait for it; people are told by `terminal`.
+    """
+    uvicorn = "INFO" if lines is JsonLines else "WARNING"
     return {
         "version": 1,
         "disable_existing_loggers": False,
-        "formatters": {"json": {"()": JsonLines}},
-        "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "json"}},
+        "formatters": {"lines": {"()": lines}},
+        "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "lines"}},
         "root": {"handlers": ["stderr"], "level": "WARNING"},
         "loggers": {
-            **{name: {"level": "INFO"} for name in ("session_sidecar", "session_store", "uvicorn")},
+            **{name: {"level": "INFO"} for name in ("session_sidecar", "session_store")},
+            "uvicorn": {"level": uvicorn},
             # It calls every CLI that ends by a signal an error, those that were told to as well. A turn that fails by
             # it says so itself, with the CLI's last words.
             "claude_agent_sdk": {"level": "CRITICAL"},

@@ -1,0 +1,82 @@
+"""What people see who start it on a terminal: what to do next, and logs that can be read at a glance.
+
+In a pipe it is one JSON object a line; see `logs`.
+"""
+
+import logging
+import shlex
+import socket
+import sys
+from datetime import datetime
+
+import click
+import uvicorn
+
+from session_sidecar import __version__
+from session_sidecar.settings import Settings
+
+_TRY = '{"thread_id":"t1","resource_id":"alice","message":"Hello"}'
+_MODELS = {
+    "live": "live: the API answers, with the credentials of the environment",
+    "offline": "offline: the built-in stand-in answers; with ANTHROPIC_API_KEY set, --model auto takes the API",
+}
+_COLOURS = {"WARNING": "yellow", "ERROR": "red", "CRITICAL": "red"}
+
+
+class Plain(logging.Formatter):
+    """A record as a line for people: the time, the event, and what is worth knowing of it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Render one record."""
+        at = datetime.fromtimestamp(record.created).strftime("%H:%M:%S")  # noqa: DTZ006 - the person's own clock
+        fields = dict(getattr(record, "fields", {}))
+        what = record.getMessage()
+        if what == "request":
+            what = f"{fields.pop('method')} {fields.pop('path')} {fields.pop('status', 'left')} {fields.pop('ms')} ms"
+        elif what == "turn":
+            ms = fields.pop("ms").get("end")
+            what = f"turn {fields.pop('status')} {ms} ms"
+            for name in ("turn_id", "sdk_session_id", "exit", "origin"):
+                fields.pop(name)
+        fields.pop("request_id", None)
+        said = " ".join(f"{name}={value}" for name, value in fields.items() if value is not None)
+        if record.exc_info and record.exc_info[0] is not None:
+            said += f" ({record.exc_info[0].__name__}; in a pipe, the log says where)"
+        colour = _COLOURS.get(record.levelname)
+        level = click.style(record.levelname.lower() + " ", fg=colour) if colour else ""
+        return f"{click.style(at, dim=True)} {level}{what}{click.style(f' {said}', dim=True) if said else ''}"
+
+
+class Greeting(uvicorn.Server):
+    """uvicorn's server, which tells a person what to do once it listens."""
+
+    def __init__(self, config: uvicorn.Config, settings: Settings) -> None:
+        """`settings` are those of the application that `config` names."""
+        super().__init__(config)
+        self._settings = settings
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, and say so."""
+        await super().startup(sockets)
+        host = f"[{self.config.host}]" if ":" in self.config.host else self.config.host
+        port = self.servers[0].sockets[0].getsockname()[1]
+        _welcome(self._settings, f"http://{host}:{port}", self.lifespan.state["services"].turns.model)
+
+
+def _welcome(settings: Settings, url: str, model: str) -> None:
+    """Say where it listens, where it keeps things, who answers, and what to try."""
+    command = f"curl -N {url}/v1/chat -H 'content-type: application/json' \\\n            -d {shlex.quote(_TRY)}"
+    rows = {
+        "home": f"{settings.home.absolute()}: everything is kept there",
+        "model": _MODELS[model],
+        "try": command,
+        "stop": "Ctrl-C",
+    }
+    click.echo(f"{click.style('session-sidecar', bold=True)} {__version__} on {click.style(url, bold=True)}", err=True)
+    for name, text in rows.items():
+        click.echo(f"  {name:<6}{text}", err=True)
+
+
+def is_there() -> bool:
+    """Whether a person reads what is logged."""
+    return sys.stderr.isatty()
