@@ -8,7 +8,8 @@ import uvloop
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from session_sidecar.offline.model import Json, OfflineModel, frames, prompts, text_block
+from session_sidecar.offline.model import OfflineModel, frames
+from session_sidecar.offline.reply import Json, prompts, text_block
 
 _DELTAS = re.compile(r"(\d+) deltas")
 

@@ -13,7 +13,6 @@ any function of BEHAVIOURS with its arguments.
 import asyncio
 import json
 import re
-import uuid
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -22,7 +21,8 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from session_sidecar.offline.model import Block, Json, OfflineModel, error, frames, prompts, sentence, text_block
+from session_sidecar.offline.model import OfflineModel, error, frames
+from session_sidecar.offline.reply import Block, Json, prompts, sentence, text_block, thinking_block, tool_block
 
 SECONDS = 15  # the most that a test waits for an event before it says that it hangs
 
@@ -194,14 +194,10 @@ class Exchange:
         does = self.behaviour
         blocks: list[Block] = []
         if does.thinking is not None:
-            thought = {"type": "thinking_delta", "thinking": does.thinking}
-            signature = {"type": "signature_delta", "signature": "c2lnbmF0dXJl"}
-            blocks.append(({"type": "thinking", "thinking": "", "signature": ""}, [thought, signature]))
+            blocks.append(thinking_block(does.thinking))
         if does.text is not None or not does.tools:
             blocks.append(text_block(sentence(self.prompts) if does.text is None else does.text))
-        for name, arguments in does.tools:
-            start = {"type": "tool_use", "id": f"toolu_{uuid.uuid4().hex}", "name": name, "input": {}}
-            blocks.append((start, [{"type": "input_json_delta", "partial_json": json.dumps(arguments)}]))
+        blocks += [tool_block(name, arguments) for name, arguments in does.tools]
         return blocks, "tool_use" if does.tools else "end_turn"
 
 

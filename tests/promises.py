@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 
-from session_sidecar.offline.model import QUOTED
+from session_sidecar.offline.reply import QUOTED
 from tests.server import Sidecar
 from tests.transcripts import texts
 

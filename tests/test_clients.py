@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 import shutil
 import sys
 from collections.abc import AsyncIterator
@@ -12,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from tests.faults import FaultyModel, hold
+from tests.node import CLIENTS, need_node
 from tests.server import SECONDS, Sidecar
 from tests.terminal import Relay, relay
 
 ROOT = Path(__file__).parent.parent
-RECIPES, CLIENTS = ROOT / "examples" / "reconnecting", ROOT / "tests" / "clients"
-HAS_NODE = shutil.which("node") is not None and (CLIENTS / "node_modules").exists()
+RECIPES = ROOT / "examples" / "reconnecting"
 PROGRAMS = {
     "httpx": RECIPES / "follow_httpx.py",
     "requests-sse": CLIENTS / "with_requests_sse.py",
@@ -28,17 +27,12 @@ PROGRAMS = {
 }
 
 
-def test_node_and_its_packages_are_there_where_all_tests_have_to_be_run() -> None:
-    assert HAS_NODE or "CI" not in os.environ, "install node, then `npm ci --prefix tests/clients`"
-
-
 def command(program: Path, place: Path) -> list[str]:
     if program.suffix == ".py":
         return [sys.executable, str(program)]
     if program.suffix == ".sh":
         return [str(program)]
-    if not HAS_NODE:
-        pytest.skip("LEFT OUT for want of node or its packages: install node, then `npm ci --prefix tests/clients`")
+    need_node()
     place.mkdir(exist_ok=True)
     (place / "node_modules").symlink_to(CLIENTS / "node_modules")  # packages are looked for beside the program
     return ["node", str(shutil.copy(program, place))]

@@ -127,6 +127,46 @@ class TestWhatItSays:
         assert await api.says(assistant("hello?")) == "You have said nothing yet."
 
 
+class TestWhatItDoesWhenAsked:
+    async def test_a_slow_answer_takes_as_long_as_was_wished_and_comes_all_the_time(self, api: Api) -> None:
+        loop = asyncio.get_running_loop()
+        body, began, came = request(user("Tell me [[slow 1]]"), stream=True), loop.time(), 0
+        async with api.client.stream("POST", f"{api.model.url}/v1/messages", json=body) as response:
+            async for text in response.aiter_text():
+                came += "content_block_delta" in text
+        assert 1 <= loop.time() - began < 10
+        assert came >= 4
+
+    async def test_it_thinks_before_the_answer(self, api: Api) -> None:
+        whole = (await api.post(request(user("Why? [[think]]")))).json()["content"]
+        assert [block["type"] for block in whole] == ["thinking", "text"]
+        assert all((whole[0]["thinking"], whole[0]["signature"]))
+        assert whole[1]["text"].startswith("You have said 1 thing: Why?")
+
+    @pytest.mark.parametrize(
+        ("there", "called"), [(["Read", "Bash"], "Bash"), (["Glob", "Bash"], "Bash"), (["Glob"], "Glob")]
+    )
+    async def test_it_uses_a_tool_that_the_agent_has_once(self, api: Api, there: list[str], called: str) -> None:
+        tools = [{"name": name, "input_schema": {}} for name in there]
+        asked = user("Show me [[tool]]")
+        body = {**request(asked), "tools": tools}
+        reply = (await api.post(body)).json()
+        (call,) = reply["content"]
+        assert (reply["stop_reason"], call["type"], call["name"]) == ("tool_use", "tool_use", called)
+        result = user({"type": "tool_result", "tool_use_id": call["id"], "content": "Hello"})
+        said = [asked, {"role": "assistant", "content": [call]}, result]
+        after = (await api.post({**request(*said), "tools": tools})).json()
+        assert after["content"][0]["text"].startswith("You have said 1 thing: Show me")
+
+    async def test_an_agent_without_tools_is_told_so(self, api: Api) -> None:
+        assert "neither Bash nor Glob" in await api.says(user("Show me [[tool]]"))
+
+    async def test_only_the_newest_prompt_counts(self, api: Api) -> None:
+        said = [user("[[think]] [[slow 9]]"), assistant("a"), user("And now?")]
+        (block,) = (await api.post(request(*said))).json()["content"]
+        assert block["text"] == "You have said 2 things. First: [[think]] [[slow 9]]; last: And now?"
+
+
 class TestTheApi:
     async def test_a_stream_has_the_apis_events_in_order_a_word_each(self, api: Api) -> None:
         response = await api.post(request(user("a b"), stream=True))
@@ -145,13 +185,13 @@ class TestTheApi:
         start, *_, delta, _ = events((await api.post(request(user("a b"), stream=True))).text)
         assert (start["message"]["usage"]["input_tokens"], start["message"]["usage"]["output_tokens"]) == (2, 1)
         assert (start["message"]["model"], start["message"]["stop_reason"]) == ("claude-test", None)
-        assert delta["delta"] == {"stop_reason": "end_turn", "stop_sequence": None}
-        assert delta["usage"] == {"output_tokens": 7}
+        assert (delta["delta"]["stop_reason"], delta["delta"]["stop_sequence"]) == ("end_turn", None)
+        assert (delta["usage"]["input_tokens"], delta["usage"]["output_tokens"]) == (2, 7)
 
     async def test_an_answer_in_one_piece_says_the_same(self, api: Api) -> None:
         whole = (await api.post(request(user("a b")))).json()
         streamed = (await api.post(request(user("a b"), stream=True))).text
-        assert whole["content"] == [{"type": "text", "text": "".join(deltas(streamed))}]
+        assert whole["content"] == [{"type": "text", "text": "".join(deltas(streamed)), "citations": None}]
         assert (whole["stop_reason"], whole["usage"]["output_tokens"]) == ("end_turn", 7)
 
     async def test_no_two_messages_have_the_same_id(self, api: Api) -> None:

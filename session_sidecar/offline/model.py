@@ -1,14 +1,9 @@
-"""A stand-in for `POST /v1/messages` that answers from what it was sent.
-
-It remembers nothing. "You have said 2 things. First: …; last: …" therefore shows what the CLI had in its history,
-and so whether a resume, a fork or a restart did what it should.
-"""
+"""A stand-in for `POST /v1/messages`, over HTTP: what it says is in `reply`."""
 
 import asyncio
 import json
-import re
 import uuid
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from typing import Any, Self
 
 import uvicorn
@@ -18,48 +13,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from uvicorn.server import ServerState
 
-Json = dict[str, Any]
-Block = tuple[Json, Sequence[Json]]  # a content block as it starts, and the deltas that fill it
-
-QUOTED = 80  # longer prompts are quoted shortened to this many characters
-
-# What the CLI writes into user messages beside the person's words, each as a text block of its own.
-_BOOKKEEPING = re.compile(
-    r"\s*(<(system-reminder|command-|local-command-).*>|\[(Request interrupted by user|Image: source: )[^\]]*\])\s*",
-    re.DOTALL,
-)
-
-
-def prompts(messages: Iterable[Json]) -> list[str]:
-    """The person's own prompts: no system turns, tool results, reminders or interrupt markers."""
-    return [prompt for message in messages if message["role"] == "user" for prompt in _prompts(message["content"])]
-
-
-def _prompts(content: str | list[Json]) -> list[str]:
-    """Those of one user message: the CLI makes one of several that got no answer, with a line feed after each."""
-    blocks = [{"type": "text", "text": content}] if isinstance(content, str) else content
-    said: list[list[str]] = [[]]
-    for block in blocks:
-        text = block["text"] if block["type"] == "text" else f"[{block['type']}]"
-        if block["type"] != "tool_result" and not _BOOKKEEPING.fullmatch(text):
-            said[-1].append(text)
-            if text.endswith("\n") and block is not blocks[-1]:
-                said[-1][-1] = text[:-1]
-                said.append([])
-    return [" ".join(parts) for parts in said if parts]
-
-
-def sentence(said: Sequence[str]) -> str:
-    """The one thing this model knows to say."""
-    quoted = [prompt if len(prompt) <= QUOTED else prompt[: QUOTED - 1] + "…" for prompt in said]
-    if len(quoted) < 2:
-        return f"You have said 1 thing: {quoted[0]}" if quoted else "You have said nothing yet."
-    return f"You have said {len(quoted)} things. First: {quoted[0]}; last: {quoted[-1]}"
-
-
-def text_block(text: str) -> Block:
-    """A text block that arrives word by word."""
-    return {"type": "text", "text": ""}, [{"type": "text_delta", "text": w} for w in re.findall(r"\s*\S+\s*", text)]
+from session_sidecar.offline.reply import Block, Json, answer, count_tokens, whole
 
 
 def message(body: Json, content: list[Json], stop_reason: str | None, output_tokens: int) -> Json:
@@ -72,18 +26,30 @@ def message(body: Json, content: list[Json], stop_reason: str | None, output_tok
         "content": content,
         "stop_reason": stop_reason,
         "stop_sequence": None,
-        "usage": {
-            "input_tokens": count_tokens(body),
-            "cache_creation_input_tokens": 0,
-            "cache_read_input_tokens": 0,
-            "output_tokens": output_tokens,
-        },
+        "stop_details": None,
+        "container": None,
+        "context_management": None,
+        "diagnostics": None,
+        "usage": usage(body, output_tokens),
     }
 
 
-def count_tokens(body: Json) -> int:
-    """A word is a token here."""
-    return sum(len(prompt.split()) for message in body["messages"] for prompt in _prompts(message["content"]))
+def usage(body: Json, output_tokens: int) -> Json:
+    """What a reply has cost, with every field that the API's own has."""
+    return {
+        "input_tokens": count_tokens(body),
+        "cache_creation_input_tokens": 0,
+        "cache_read_input_tokens": 0,
+        "cache_creation": {"ephemeral_1h_input_tokens": 0, "ephemeral_5m_input_tokens": 0},
+        "output_tokens": output_tokens,
+        "output_tokens_details": None,
+        "server_tool_use": None,
+        "service_tier": "standard",
+        "inference_geo": None,
+        "iterations": None,
+        "speed": None,
+        "fallback_credit": None,
+    }
 
 
 def frames(body: Json, blocks: Iterable[Block], stop_reason: str = "end_turn") -> Iterator[str]:
@@ -96,8 +62,8 @@ def frames(body: Json, blocks: Iterable[Block], stop_reason: str = "end_turn") -
             sent += 1
             yield _frame("content_block_delta", index=index, delta=delta)
         yield _frame("content_block_stop", index=index)
-    ending = {"stop_reason": stop_reason, "stop_sequence": None}
-    yield _frame("message_delta", delta=ending, usage={"output_tokens": sent})
+    ending = {"stop_reason": stop_reason, "stop_sequence": None, "stop_details": None, "container": None}
+    yield _frame("message_delta", delta=ending, usage=usage(body, sent), context_management=None)
     yield _frame("message_stop")
 
 
@@ -105,8 +71,10 @@ def _frame(name: str, **data: object) -> str:
     return f"event: {name}\ndata: {json.dumps({'type': name, **data})}\n\n"
 
 
-async def _stream(events: Iterable[str]) -> AsyncIterator[str]:
+async def _stream(events: Iterable[str], pause: float) -> AsyncIterator[str]:
     for event in events:
+        if pause and event.startswith("event: content_block_delta"):
+            await asyncio.sleep(pause)
         yield event
 
 
@@ -187,8 +155,9 @@ class OfflineModel:
 
     async def reply(self, request: Request, body: Json) -> Response:
         """Answer one request; tests make their faults here."""
-        text = sentence(prompts(body["messages"]))
-        block = text_block(text)
+        reply = answer(body)
         if body.get("stream"):
-            return StreamingResponse(_stream(frames(body, [block])), media_type="text/event-stream")
-        return JSONResponse(message(body, [{"type": "text", "text": text}], "end_turn", len(block[1])))
+            events = frames(body, reply.blocks, reply.stop_reason)
+            return StreamingResponse(_stream(events, reply.pause), media_type="text/event-stream")
+        sent = sum(len(deltas) for _, deltas in reply.blocks)
+        return JSONResponse(message(body, [whole(block) for block in reply.blocks], reply.stop_reason, sent))
