@@ -58,8 +58,10 @@ def main() -> None:
       SIDECAR_TOKEN  a token, where the sidecar asks for one
 
     \b
-    Completion, in the shell's start-up file (bash; zsh and fish alike):
+    Completion, in the shell's start-up file (bash, zsh, fish):
       eval "$(_SESSION_SIDECAR_COMPLETE=bash_source session-sidecar)"
+      eval "$(_SESSION_SIDECAR_COMPLETE=zsh_source session-sidecar)"
+      _SESSION_SIDECAR_COMPLETE=fish_source session-sidecar | source
     """
 
 

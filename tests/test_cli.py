@@ -448,6 +448,18 @@ async def test_the_shell_completes_commands_and_options(sidecar: Sidecar) -> Non
     assert ended.out.split() == ["plain,--resource"]
 
 
+@pytest.mark.parametrize("name", ["bash", "zsh", "fish"])
+async def test_the_line_of_the_help_gives_each_shell_its_completion(name: str) -> None:
+    help_text = (await command("", "--help")).out
+    (line,) = [line.strip() for line in help_text.splitlines() if f"={name}_source" in line]
+    given = line.removeprefix('eval "$(').removesuffix(')"').removesuffix(" | source")
+    script = await shell("", given)
+    assert f"_SESSION_SIDECAR_COMPLETE={name}_complete" in script.out
+    if name == "bash":
+        registered = await shell("", f"{line}; complete -p session-sidecar")
+        assert "-F _session_sidecar_completion" in registered.out
+
+
 async def test_serve_does_not_pay_for_the_commands_beside_it() -> None:
     code = """if True:
         import sys
