@@ -115,6 +115,24 @@ class ForbiddenOrigin(SidecarError):
     status, code = 403, "forbidden_origin"
 
 
+class Unauthorized(SidecarError):
+    """A token is needed"""
+
+    status, code = 401, "unauthorized"
+
+
+class ReadOnlyToken(SidecarError):
+    """This token may only read"""
+
+    status, code = 403, "read_only_token"
+
+
+class UnrestrictedOnly(SidecarError):
+    """This call is for unrestricted tokens"""
+
+    status, code = 403, "unrestricted_only"
+
+
 class NotFound(SidecarError):
     """There is no such path"""
 
@@ -176,6 +194,12 @@ class TooManyTurns(SidecarError):
     """Too many turns are running"""
 
     status, code = 503, "too_many_turns"
+
+
+class TooManyTurnsOfResource(SidecarError):
+    """Too many turns of this resource are running"""
+
+    status, code = 429, "too_many_turns_of_resource"
 
 
 class IdempotencyMismatch(SidecarError):
