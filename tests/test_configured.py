@@ -100,12 +100,6 @@ async def test_a_turn_that_completes_is_no_warning(sidecar: Sidecar, thread: str
     assert (line["level"], line["api_status"]) == (logging.getLevelName(logging.INFO).lower(), None)
 
 
-async def test_the_version_names_the_cli(sidecar: Sidecar) -> None:
-    from claude_agent_sdk._cli_version import __cli_version__  # noqa: PLC0415
-
-    assert (await sidecar.http.get("/version")).json()["cli"] == __cli_version__
-
-
 async def test_a_cli_that_is_not_there_is_no_readiness(a_sidecar: Make, thread: str, tmp_path: Path) -> None:
     agents = tmp_path / "agents.toml"
     agents.write_text(f'[default]\ncli_path = "{tmp_path}/nowhere"\n')

@@ -378,7 +378,7 @@ class TestSessionIds:
     async def test_a_new_session_takes_no_notice_of_a_file_elsewhere(self, connect: Connect, home: Path) -> None:
         chosen = str(uuid.uuid4())
         elsewhere = home / "projects" / "-elsewhere"
-        elsewhere.mkdir(exist_ok=True)
+        elsewhere.mkdir(parents=True, exist_ok=True)
         (elsewhere / f"{chosen}.jsonl").write_text("{}\n")
         async with connect(session_id=chosen) as cli:
             await cli.turn("a second file")
@@ -422,7 +422,7 @@ class TestMessages:
         assert {"system", "stream_event", "assistant", "result"} <= {message["type"] for message in raw}
         (assistant,) = [message for message in raw if message["type"] == "assistant"]
         assert assistant["timestamp"].endswith("Z")
-        assert assistant["message"]["content"][0] == {"type": "text", "text": raw[-1]["result"]}
+        assert assistant["message"]["content"][0] == {"type": "text", "text": raw[-1]["result"], "citations": None}
 
         await warm.client.query("parsed")
         parsed = [message async for message in warm.client.receive_response()]

@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from claude_agent_sdk._cli_version import __cli_version__
 
 from tests.faults import FaultyModel
 from tests.server import Sidecar, gone
@@ -209,5 +210,6 @@ async def test_health_readiness_and_versions_are_told(sidecar: Sidecar) -> None:
     assert told == {
         "version": version("session-sidecar"),
         "claude_agent_sdk": version("claude-agent-sdk"),
+        "cli": __cli_version__,
         "model": "live",
     }
