@@ -10,7 +10,9 @@ from typing import Any, Literal
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 
+from session_sidecar.access.admission import Access
 from session_sidecar.agent.agents import Agents
 from session_sidecar.agent.credentials import MISSING, credentials_configured, offline_env
 from session_sidecar.agent.descendants import HOME_VARIABLE, home_mark
@@ -30,7 +32,7 @@ from session_sidecar.server.shutdown import on_shutdown_signal
 from session_sidecar.sessions.changes import Changes
 from session_sidecar.sessions.reading import Reading
 from session_sidecar.sessions.retention import retention
-from session_sidecar.settings import Settings, SettingsError
+from session_sidecar.settings import ENV_PREFIX, Settings, SettingsError
 from session_sidecar.turns.ending import Afterwards
 from session_sidecar.turns.exclusion import Exclusion
 from session_sidecar.turns.plan import Planner
@@ -42,12 +44,18 @@ from session_store import SessionMap, open_session_map
 
 logger = logging.getLogger(__name__)
 
+OURS = (ENV_PREFIX, "NOTIFY_SOCKET")  # what an agent's tools have no business with
+
 
 def create_app(settings: Settings) -> Starlette:
-    """The application. Everything it holds is opened when it starts and closed when it stops."""
+    """The application. Everything it holds is opened when it starts and closed when it stops.
+
+    Raises SettingsError for a tokens file that cannot be used.
+    """
+    access = Access(settings)
 
     @contextlib.asynccontextmanager
-    async def lifespan(_: Starlette) -> AsyncIterator[dict[str, Any]]:
+    async def lifespan(app: Starlette) -> AsyncIterator[dict[str, Any]]:
         readers = Readers()
         transcripts = Transcripts(settings.claude_config, readers)
         try:
@@ -60,8 +68,6 @@ def create_app(settings: Settings) -> Starlette:
                 f"SIDECAR_HOME: {error.filename or settings.home} cannot be made or written ({error.strerror}). "
                 "See to that, or choose another one (--home)."
             ) from error
-        # The SDK's session functions read this from the process, not from options.
-        os.environ["CLAUDE_CONFIG_DIR"] = str(settings.claude_config)
         offline = settings.model == "offline" or (
             settings.model == "auto" and not credentials_configured(settings.claude_config)
         )
@@ -80,8 +86,10 @@ def create_app(settings: Settings) -> Starlette:
                 settings.agents,
                 cwd=settings.workspace,
                 env={
+                    "CLAUDE_CONFIG_DIR": str(settings.claude_config),
                     "CLAUDE_CODE_TMPDIR": str(settings.temporary),
                     HOME_VARIABLE: home_mark(settings.claude_config),
+                    **dict.fromkeys((name for name in os.environ if name.startswith(OURS)), ""),
                     **env,
                 },
                 launcher=guarded_cli(settings.home.absolute()),
@@ -101,18 +109,36 @@ def create_app(settings: Settings) -> Starlette:
                 settings=settings,
             )
             await stack.enter_async_context(retention(session_map, changes, settings))
+            await stack.enter_async_context(access.watching())
             # What is loaded by now lives as long as the process; each full collection would walk it, for up to 0.1 s.
             turns.prepare()
             gc.collect()
             gc.freeze()
-            yield {"services": Services(settings, turns, reading, changes, Bodies(settings.max_message_bytes))}
+            bodies = Bodies(settings.max_message_bytes)
+            app.state.services = Services(settings, access, turns, reading, changes, bodies)
+            yield {"services": app.state.services}  # for the server's connections
 
     return Starlette(
         routes=[call.route for call in CALLS],
         lifespan=lifespan,
-        middleware=[Middleware(Front)],
+        middleware=[Middleware(Front, access=access), *_cors(access)],
         exception_handlers=HANDLERS,
     )
+
+
+def _cors(access: Access) -> list[Middleware]:
+    """What lets the pages of other origins read answers, where there are such origins."""
+    if not access.origins:
+        return []
+    return [
+        Middleware(
+            CORSMiddleware,
+            allow_origins=sorted(access.origins),
+            allow_methods=sorted({call.method for call in CALLS}),
+            allow_headers=["authorization", "content-type", "idempotency-key", "last-event-id", "x-request-id"],
+            expose_headers=["x-request-id", "retry-after"],
+        )
+    ]
 
 
 def make_turns(

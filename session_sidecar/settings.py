@@ -6,8 +6,9 @@ import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 ENV_PREFIX = "SIDECAR_"
 _MOST_WARM = 32
@@ -34,10 +35,18 @@ class Settings(BaseModel):
     )
     agents: str | None = Field(None, description="agents.toml, or package.module:function")
     max_message_bytes: int = Field(4 * 2**20, ge=1, description="a message larger than this is refused with 413")
+    tokens_file: Path | None = Field(
+        None, description="who may call: a file of `session-sidecar token`. Without it, whoever reaches loopback"
+    )
+    hosts: str = Field("", description="names this server is called by, beside those of loopback, between commas")
+    origins: str = Field("", description="origins whose pages may call, between commas: https://chat.example.org")
     max_turns: int = Field(
         100,
         ge=1,
         description="turns at once, waiting ones and work in the background included; more are refused with 503",
+    )
+    max_turns_per_resource: int | None = Field(
+        None, ge=1, description="the same for each resource; more are refused with 429. By default there is no bound"
     )
     queue_turns: int = Field(8, ge=0, description="turns that may wait for one thread (`multitask_strategy: enqueue`)")
     turn_seconds: float = Field(
@@ -72,6 +81,9 @@ class Settings(BaseModel):
         "keep", description="what becomes of their transcripts; deleted ones are gone for good"
     )
     ping_seconds: float = Field(3, gt=0, description="seconds between comment pings on a stream")
+    stream_init: Literal["show", "hide"] = Field(
+        "show", description="`hide`: leave `system/init`, which names paths of this machine, out of streams"
+    )
 
     @classmethod
     def load(cls, environ: Mapping[str, str] | None = None, **overrides: Any) -> Self:
@@ -93,6 +105,38 @@ class Settings(BaseModel):
             name = str(first["loc"][0])
             complaint = _no_such(name, cls.model_fields) if first["type"] == "extra_forbidden" else first["msg"]
             raise SettingsError(f"{ENV_PREFIX}{name.upper()}: {complaint}") from None
+
+    @field_validator("hosts")
+    @classmethod
+    def _names(cls, value: str) -> str:
+        for name in _split(value):
+            if urlsplit(f"//{name}").hostname != name.lower():
+                raise ValueError(f"{name!r} is no host name; give it without scheme, port and path")
+        return value
+
+    @field_validator("origins")
+    @classmethod
+    def _origins(cls, value: str) -> str:
+        for origin in _split(value):
+            parts = urlsplit(origin)
+            if (
+                parts.scheme not in {"http", "https"}
+                or not parts.netloc
+                or origin != f"{parts.scheme}://{parts.netloc}"
+            ):
+                raise ValueError(f"{origin!r} is no origin; one is like https://chat.example.org, without a path")
+        return value
+
+    @property
+    def served_hosts(self) -> frozenset[str]:
+        """The names in a Host header that are this server's, beside those of loopback."""
+        listening = {self.host} - {"0.0.0.0", "::"}  # noqa: S104 - compared, not listened on
+        return frozenset(name.lower() for name in {*_split(self.hosts), *listening})
+
+    @property
+    def allowed_origins(self) -> frozenset[str]:
+        """The origins whose pages may call, as browsers name them."""
+        return frozenset(_split(self.origins))
 
     @property
     def most_warm_sessions(self) -> int:
@@ -134,6 +178,10 @@ class Settings(BaseModel):
     def workspace(self) -> Path:
         """The CLI's working directory."""
         return self.home.absolute() / "workspace"
+
+
+def _split(names: str) -> list[str]:
+    return [name.strip() for name in names.split(",") if name.strip()]
 
 
 def _no_such(name: str, names: Iterable[str]) -> str:

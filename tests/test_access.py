@@ -3,10 +3,12 @@
 import pytest
 from starlette.types import Scope
 
-from session_sidecar.api.access import admit
+from session_sidecar.access.admission import Access
 from session_sidecar.errors import ForbiddenHost, ForbiddenOrigin
+from session_sidecar.settings import Settings
 
 HERE = ("127.0.0.1", 8000)
+admit = Access(Settings.load({})).admit
 
 
 def scope(server: tuple[str, int | None] | None, host: str = "localhost:8000", **headers: str) -> Scope:

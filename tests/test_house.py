@@ -18,6 +18,7 @@ FLOORS = (
     {f"{HOUSE}.agent"},
     {f"{HOUSE}.turns"},
     {f"{HOUSE}.sessions"},
+    {f"{HOUSE}.access"},
     {f"{HOUSE}.api"},
     {f"{HOUSE}.server"},
     {f"{HOUSE}.app"},

@@ -126,7 +126,7 @@ async def test_without_places_only_what_is_at_work_is_kept(make: Make) -> None:
     pool = make(0)
     assert not pool.keep(key("a"), state(), real(FakeProcess()))
     assert pool.keep(key("b"), state(), real(FakeProcess(at_work=True)))
-    assert pool.working == 1
+    assert pool.working_for() == [key("b")]
 
 
 @pytest.mark.parametrize(

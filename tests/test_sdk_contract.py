@@ -355,7 +355,7 @@ class TestSessionIds:
         assert own is not None
         elsewhere, third = home / "projects" / "-re stored", home / "projects" / "-third"
         for directory in (elsewhere, third):
-            directory.mkdir(exist_ok=True)
+            directory.mkdir(parents=True, exist_ok=True)
         stale = own.read_bytes()
         copy = elsewhere / own.name
         copy.write_bytes(stale)

@@ -18,8 +18,12 @@ def says_session(message: Message) -> bool:
 
     No other is: the error results of a failed resume, for one, carry fresh IDs that mean nothing.
     """
-    kind = message["type"]
-    return kind == "conversation_reset" or (kind == "system" and message.get("subtype") == "init")
+    return message["type"] == "conversation_reset" or is_init(message)
+
+
+def is_init(message: Message) -> bool:
+    """Whether it is the `system` message with which a turn begins; it names paths, tools and the version."""
+    return message["type"] == "system" and message.get("subtype") == "init"
 
 
 def text_of(message: Message) -> str:

@@ -74,10 +74,9 @@ class ProcessPool:
         """How many sessions may stay connected."""
         return self._most_warm
 
-    @property
-    def working(self) -> int:
-        """How many processes are at work in the background."""
-        return sum(warm.process.at_work for warm in self._warm.values())
+    def working_for(self) -> list[ThreadKey]:
+        """The threads whose processes are at work in the background."""
+        return [key for key, warm in self._warm.items() if warm.process.at_work]
 
     def take(self, key: ThreadKey, now: Fingerprint) -> AgentProcess | None:
         """The process that is connected to this thread's session, if everything is as it was; else it is closed."""

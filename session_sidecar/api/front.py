@@ -8,13 +8,14 @@ import time
 import uuid
 from typing import Any
 
+from starlette._utils import get_route_path
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from session_sidecar.api import access
+from session_sidecar.access.admission import Access
 from session_sidecar.api.routes import CALLS
 from session_sidecar.errors import (
     BodyTooLarge,
@@ -24,6 +25,7 @@ from session_sidecar.errors import (
     RequestTimeout,
     SidecarError,
     TooManyUploads,
+    Unauthorized,
     public_error,
 )
 from session_sidecar.settings import SettingsError
@@ -40,6 +42,8 @@ _CLOSING = (BodyTooLarge, MessageTooLarge, RequestTimeout, TooManyUploads)
 def problem(request: Request, error: SidecarError) -> Response:
     """An error as RFC 9457 problem details."""
     headers = {"Retry-After": str(error.retry_after)} if error.retry_after is not None else {}
+    if isinstance(error, Unauthorized):
+        headers["WWW-Authenticate"] = "Bearer"
     if isinstance(error, _CLOSING):
         headers["Connection"] = "close"
     return JSONResponse(
@@ -65,7 +69,8 @@ async def on_http_error(request: Request, error: Exception) -> Response:
     """The exception handler for what the router refuses."""
     assert isinstance(error, HTTPException)  # noqa: S101 - registered for it
     if error.status_code == 405:
-        methods = {call.method for call in CALLS if call.path == request.url.path}
+        path = get_route_path(request.scope)  # without what it is mounted below
+        methods = {call.method for call in CALLS if call.path == path}
         allowed = ", ".join(sorted(methods | ({"HEAD"} if "GET" in methods else set[str]())))
         response = problem(request, MethodNotAllowed(f"This path takes {allowed}."))
         response.headers["Allow"] = allowed
@@ -96,8 +101,9 @@ HANDLERS = {
 class Front:
     """The outermost layer: a request ID on every response, a line in the log, and only callers that are admitted."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, access: Access) -> None:
         self._app = app
+        self._access = access
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -140,7 +146,7 @@ class Front:
 
     def _admitted(self, scope: Scope) -> ASGIApp:
         try:
-            access.admit(scope)
+            self._access.admit(scope)
         except SidecarError as refusal:
             return problem(Request(scope), refusal)
         return self._app

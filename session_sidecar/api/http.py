@@ -12,6 +12,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive
 
+from session_sidecar.access.admission import Access, Caller
 from session_sidecar.api.models.bodies import Bodies, validated
 from session_sidecar.errors import InvalidRequest, SidecarError, UnsupportedMediaType
 from session_sidecar.sessions.changes import Changes
@@ -28,6 +29,7 @@ class Services:
     """What handlers call: made by the composition root, and there as long as the application runs."""
 
     settings: Settings
+    access: Access
     turns: Turns
     reading: Reading
     changes: Changes
@@ -64,7 +66,8 @@ class Call(Generic[M]):
     asks: type[M]
     answers: dict[int, Any]
     problems: tuple[type[SidecarError], ...] = ()
-    is_reading: bool = False  # it changes nothing, and is left where it is when its client has gone
+    is_reading: bool = False  # it is left where it is when its client has gone
+    admits: Literal["anybody", "token", "unrestricted", "metrics"] = "token"  # who may call, where tokens are asked for
 
     @property
     def has_body(self) -> bool:
@@ -77,8 +80,9 @@ class Call(Generic[M]):
         return Route(self.path, self._serve, methods=[self.method])
 
     async def _serve(self, request: Request) -> Response:
-        """The one place that knows who calls (see access.py) and what for, before anything is done."""
-        asked = await _asked(request, self)
+        """The one place that knows who calls and what for, before anything is done."""
+        caller = self._caller(request)
+        asked = _own(caller, await _asked(request, self))
         names = ("thread_id", "resource_id")
         request.state.log.update({name: getattr(asked, name) for name in names if hasattr(asked, name)})
         answer = self.handler(Incoming(request, asked))
@@ -86,6 +90,21 @@ class Call(Generic[M]):
             return await answer
         # Nobody reads the other one, but the log has nginx's status.
         return await unless_gone(request.receive, answer) or Response(status_code=499)
+
+    def _caller(self, request: Request) -> Caller:
+        """Who calls. Raises Unauthorized, UnrestrictedOnly, ReadOnlyToken."""
+        if self.admits == "anybody":
+            return Caller()
+        caller = services(request).access.caller(request.headers)
+        if caller.name is not None:
+            request.state.log["token"] = caller.name
+        if self.admits == "unrestricted":
+            caller.check_unrestricted()
+        elif self.admits == "metrics":
+            caller.check_metrics()
+        if self.method != "GET":
+            caller.check_change()
+        return caller
 
 
 class Json(JSONResponse):
@@ -98,7 +117,18 @@ class Json(JSONResponse):
 
 def services(request: Request) -> Services:
     """What the application is made of."""
-    return cast("Services", request.state.services)
+    return cast("Services", request.app.state.services)
+
+
+def _own(caller: Caller, asked: M) -> M:
+    """What is asked, of the caller's own resources. Raises SessionNotFound, InvalidRequest."""
+    if "resource_id" not in type(asked).model_fields:
+        return asked
+    named: str | None = getattr(asked, "resource_id", None)
+    if named is None:
+        return asked.model_copy(update={"resource_id": caller.the_resource()})
+    caller.check_resource(named)
+    return asked
 
 
 async def _asked(request: Request, call: Call[M]) -> M:

@@ -23,6 +23,7 @@ _TURN = (
     errors.UnknownAgent,
     errors.AgentMisconfigured,
     errors.TooManyTurns,
+    errors.TooManyTurnsOfResource,
     errors.QueueFull,
     errors.ThreadBusy,
     errors.ThreadDeleted,
@@ -102,6 +103,7 @@ CALLS: tuple[Call[Any], ...] = (
         requests.Adoption,
         {200: answers.DescribedSession, 201: answers.DescribedSession},
         (*_READING, errors.ThreadBusy, errors.ThreadExists, errors.SessionTaken, errors.SessionBusy),
+        admits="unrestricted",
     ),
     Call(
         "PATCH",
@@ -145,7 +147,7 @@ CALLS: tuple[Call[Any], ...] = (
         (errors.SessionNotFound, errors.TranscriptsUnavailable),
         is_reading=True,
     ),
-    Call("GET", "/healthz", health.healthz, Nothing, {200: answers.Health}),
+    Call("GET", "/healthz", health.healthz, Nothing, {200: answers.Health}, admits="anybody"),
     Call(
         "GET",
         "/readyz",
@@ -159,6 +161,7 @@ CALLS: tuple[Call[Any], ...] = (
             errors.NotConfigured,
             errors.ShuttingDown,
         ),
+        admits="anybody",
     ),
     Call("GET", "/version", health.versions, Nothing, {200: answers.Versions}),
 )

@@ -5,7 +5,7 @@ import importlib
 import click
 
 # The operator's, each in a module of its name; the others call a running sidecar.
-OPERATORS = ("serve", "doctor")
+OPERATORS = ("serve", "token", "doctor")
 
 
 class _Main(click.Group):

@@ -1,6 +1,7 @@
 """`session-sidecar serve`: run it."""
 
 import contextlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -54,13 +55,19 @@ def serve(**options: Any) -> None:
         settings = Settings.load(**options)
     except SettingsError as error:
         raise click.ClickException(str(error)) from None
-    if settings.host not in LOOPBACK:
+    if settings.host not in LOOPBACK and settings.tokens_file is None:
         raise click.ClickException(
-            f"--host {settings.host}: it listens on loopback only, as it does not check who calls. Proxy to it instead."
+            f"--host {settings.host}: without tokens it listens on loopback only, as it does not check who calls. "
+            "Proxy to it there, or make some: session-sidecar token new --help"
         )
+    os.umask(0o077)  # whatever is written, by the CLIs too, is the operator's alone
     _check_port(settings.host, settings.port)
+    try:
+        app = create_app(settings)
+    except SettingsError as error:
+        raise click.ClickException(str(error)) from None
     config = uvicorn.Config(
-        create_app(settings),
+        app,
         host=settings.host,
         port=settings.port,
         http=Connection,

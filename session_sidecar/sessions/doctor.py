@@ -6,7 +6,6 @@ meanwhile; beside a running one it only reads, and leaves out what may be changi
 
 import asyncio
 import contextlib
-import os
 import shutil
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -100,7 +99,6 @@ async def examine(settings: Settings, *, fix: bool = False, ask: Ask | None = No
 
     Raises StoreInUse where `fix` is asked for beside a running sidecar.
     """
-    os.environ["CLAUDE_CONFIG_DIR"] = str(settings.claude_config)  # what the SDK's functions read
     report = Report(settings.home.absolute())
     try:
         async with _opened(settings, report, fix=fix) as session_map:

@@ -165,10 +165,9 @@ class Processes:
                 retry_after=5,
             )
 
-    @property
-    def working(self) -> int:
-        """How many processes are at work in the background, with no turn that runs."""
-        return self._pool.working
+    def working_for(self) -> list[ThreadKey]:
+        """The threads whose processes are at work in the background, with no turn that runs."""
+        return self._pool.working_for()
 
     async def stop(self) -> None:
         """Keep no process from here on, and end those that are being started for turns yet to come."""

@@ -7,7 +7,7 @@ import time
 from typing import Literal
 
 from session_sidecar.agent.agents import Launch
-from session_sidecar.agent.messages import Message, says_session
+from session_sidecar.agent.messages import Message, is_init, says_session
 from session_sidecar.agent.process import AgentProcess, Prompt
 from session_sidecar.agent.transcripts import NOTHING
 from session_sidecar.errors import AgentFailed, SessionNotFound, public_error
@@ -116,9 +116,14 @@ class Story:
                 if says_session(message):
                     await self._follow(turn, plan, message["session_id"])
                 silent = not turn.has_spoken
-                turn.take(message)
+                self._publish(turn, message)
                 if silent and turn.has_spoken:
                     self._processes.replenish(turn)
+
+    def _publish(self, turn: Turn, message: Message) -> None:
+        if self._settings.stream_init == "hide" and is_init(message):
+            return
+        turn.take(message)
 
     def _take_aside(self, turn: Turn, message: Message) -> None:
         """Publish what the agent says by itself before it comes to the prompt, as a turn of its own."""
@@ -129,7 +134,7 @@ class Story:
             turn.before.announce(message["session_id"], "resumed", None, self.model)
             if turn.stopping.is_set():
                 turn.before.stop(turn.stop_reason)
-        turn.before.take(message)
+        self._publish(turn.before, message)
         if message["type"] == "result":
             self._end_before(turn)
 

@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeVar
 from session_sidecar.agent.agents import Agents
 from session_sidecar.agent.process import AgentProcess
 from session_sidecar.agent.transcripts.transcripts import Transcripts
-from session_sidecar.errors import SessionNotFound, ShuttingDown, SidecarError, TooManyTurns
+from session_sidecar.errors import SessionNotFound, ShuttingDown, SidecarError, TooManyTurns, TooManyTurnsOfResource
 from session_sidecar.settings import Settings
 from session_sidecar.turns.exclusion import Exclusion
 from session_sidecar.turns.plan import Planner
@@ -61,7 +61,8 @@ class Turns:
         """Begin a turn, or join the one that an earlier attempt began; without waiting for anything.
 
         With the ID of a turn none is begun: that one is joined, if this is what was asked for. Raises ThreadBusy,
-        QueueFull, ThreadExists, TooManyTurns, UnknownAgent, IdempotencyMismatch, ReplayGone, ShuttingDown.
+        QueueFull, ThreadExists, TooManyTurns, TooManyTurnsOfResource, UnknownAgent, IdempotencyMismatch, ReplayGone,
+        ShuttingDown.
         """
         if turn_id is not None:
             return self._replay.again(request, self._held(request.key, turn_id), turn_id)
@@ -70,7 +71,7 @@ class Turns:
         if self._closing:
             raise ShuttingDown("No new turns are taken. Try again when it is back.", retry_after=5)
         self._agents.check(request.agent)
-        self._admit()
+        self._admit(request.key.resource_id)
         turn = Turn(request, self._replay.log())
         self._own(self._story.run(turn, self._exclusion.enter(turn)))
         self._replay.keep(turn)
@@ -126,7 +127,7 @@ class Turns:
         """
         if self._closing:
             raise ShuttingDown("Nothing was forked. Try again when it is back.", retry_after=5)
-        self._admit()
+        self._admit(key.resource_id)
         return await asyncio.shield(self._own(self._fork(parent_key, key, at)))
 
     async def _fork(self, parent_key: ThreadKey, key: ThreadKey, at: str | None) -> SessionMapping:
@@ -170,9 +171,18 @@ class Turns:
         await self._transcripts.check_saving()
         await self.cli_version()
 
-    def _admit(self) -> None:
-        if len(self._tasks) + self._processes.working >= self._settings.max_turns:
+    def _admit(self, resource_id: str) -> None:
+        """Raise TooManyTurns, TooManyTurnsOfResource."""
+        most = self._settings.max_turns_per_resource
+        if most is not None and self._of_resource(resource_id) >= most:
+            raise TooManyTurnsOfResource(f"{most} turns of this resource are under way. Try again soon.", retry_after=2)
+        if len(self._tasks) + len(self._processes.working_for()) >= self._settings.max_turns:
             raise TooManyTurns(f"{self._settings.max_turns} turns are under way. Try again soon.", retry_after=2)
+
+    def _of_resource(self, resource_id: str) -> int:
+        """How many turns of a resource run or wait, and how many of its processes work in the background."""
+        turns = sum(len(self._exclusion.turns(key)) for key in self.busy(resource_id))
+        return turns + sum(key.resource_id == resource_id for key in self._processes.working_for())
 
     def _own(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = asyncio.get_running_loop().create_task(work)

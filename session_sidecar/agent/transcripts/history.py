@@ -4,13 +4,20 @@ Everything is read by `Readers`, so that a long history holds up neither turns n
 IDs are canonical UUIDs from our own table, never anything a caller sent.
 """
 
+import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from claude_agent_sdk import rename_session, tag_session
+from claude_agent_sdk import (
+    InMemorySessionStore,
+    SessionKey,
+    project_key_for_directory,
+    rename_session_via_store,
+    tag_session_via_store,
+)
 
 from session_sidecar.agent.transcripts import files
 from session_sidecar.agent.transcripts.chain import (
@@ -81,7 +88,6 @@ class History:
     """The transcripts below one CLI config directory, for reading. It keeps nothing: make one wherever it is needed."""
 
     def __init__(self, claude_config: Path, readers: Readers) -> None:
-        """`claude_config` must be this process's `CLAUDE_CONFIG_DIR` too: the SDK's functions read that."""
         self._projects = claude_config / "projects"
         self._transcripts = Transcripts(claude_config, readers)
         self._readers = readers
@@ -124,18 +130,17 @@ class History:
         tag of nothing but invisible characters. Raises TranscriptMissing, SessionAmbiguous, NotSaved.
         """
         await self._transcripts.check()
-        await self._readers.short(self._describe, session_id, changes)
+        lines = await _lines(session_id, changes)
+        await self._readers.short(self._describe, session_id, lines)
 
-    def _describe(self, session_id: str, changes: dict[str, str | None]) -> None:
+    def _describe(self, session_id: str, lines: bytes) -> None:
         path = self._find(session_id)
         if path is None or files.session_info(path) is None:
             raise TranscriptMissing(_GONE)
-        with files.appended(path):  # the SDK's functions find the same file: it is the only one
+        with files.appended(path):
             _end_line(path)
-            if "tag" in changes:
-                tag_session(session_id, changes["tag"])
-            if (title := changes.get("title")) is not None:
-                rename_session(session_id, title)
+            with path.open("ab") as file:
+                file.write(lines)
 
     def _last_page(self, session_id: str, asked: Asked, write: Writer) -> tuple[Page | None, Path]:
         """The last page, where the end of the file tells it; and the file."""
@@ -181,6 +186,21 @@ class History:
 
     def _find(self, session_id: str) -> Path | None:
         return files.find(self._projects, session_id)
+
+
+async def _lines(session_id: str, changes: dict[str, str | None]) -> bytes:
+    """What the SDK would append to a transcript. Raises ValueError as its functions do.
+
+    Those that append themselves look for the file by this process's CLAUDE_CONFIG_DIR, which an application around this
+    one may have for itself.
+    """
+    notes = InMemorySessionStore()
+    if "tag" in changes:
+        await tag_session_via_store(notes, session_id, changes["tag"])
+    if (title := changes.get("title")) is not None:
+        await rename_session_via_store(notes, session_id, title)
+    entries = notes.get_entries(SessionKey(project_key=project_key_for_directory(), session_id=session_id))
+    return b"".join(json.dumps(entry, separators=(",", ":")).encode() + b"\n" for entry in entries)
 
 
 # What is done with whole files, in a process of its own where they are long

@@ -1,7 +1,7 @@
 """The SDK's transcripts: whether there is one, where it may be cut, and copies of it.
 
-The SDK's own functions are synchronous and read `CLAUDE_CONFIG_DIR` from this process's environment, so each call here
-goes to a thread. Session IDs are canonical UUIDs from our own table, never anything a caller sent.
+All of it is in files, so each call here goes to a thread. Session IDs are canonical UUIDs from our own table, never
+anything a caller sent.
 """
 
 import asyncio
@@ -43,7 +43,6 @@ class Transcripts:
     """The transcripts below one CLI config directory."""
 
     def __init__(self, claude_config: Path, readers: Readers) -> None:
-        """`claude_config` must be this process's `CLAUDE_CONFIG_DIR` too: the SDK's functions read that."""
         self._projects = claude_config / "projects"
         self._readers = readers
         self._marker = claude_config / "session-sidecar.txt"

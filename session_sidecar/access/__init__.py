@@ -1,0 +1,1 @@
+"""Who may call, and whose threads: names of this server, origins of pages, and tokens."""
