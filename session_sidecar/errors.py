@@ -153,6 +153,10 @@ class SessionNotFound(SidecarError):
 
     status, code = 404, "session_not_found"
 
+    def __init__(self, detail: str = "There is no such thread of this resource.") -> None:
+        """Whose thread it would be, and whether it is there, is not to be told apart by `detail`."""
+        super().__init__(detail)
+
 
 class ThreadBusy(SidecarError):
     """A turn is running on this thread"""

@@ -29,8 +29,6 @@ from session_sidecar.errors import (
 )
 from session_sidecar.settings import LOOPBACK, Settings
 
-NO_SUCH_THREAD = "There is no such thread of this resource."
-
 
 @dataclass(frozen=True, slots=True)
 class Caller:
@@ -64,7 +62,7 @@ class Caller:
     def check_resource(self, resource_id: str) -> None:
         """Raise SessionNotFound for a resource of others: it is as if it had no thread."""
         if not self.is_unrestricted and resource_id not in self.resources:
-            raise SessionNotFound(NO_SUCH_THREAD)
+            raise SessionNotFound
 
     def the_resource(self) -> str | None:
         """Whose threads a list is of that names nobody; None for everybody's. Raises InvalidRequest."""

@@ -71,7 +71,7 @@ class TokenFile:
         """The tokens by their hashes. Raises SettingsError for a file that cannot be read, or that others may write."""
         try:
             mode = self._path.stat().st_mode
-            lines = self._path.read_text(encoding="utf-8").splitlines()
+            lines = self._path.read_text(encoding="utf-8").split("\n")  # JSON may hold other separators
         except (OSError, ValueError) as error:
             raise SettingsError(f"SIDECAR_TOKENS_FILE: cannot read {self._path}: {error}") from error
         if mode & (stat.S_IWGRP | stat.S_IWOTH):

@@ -50,7 +50,7 @@ class Reading:
         """The mapping of a thread. Raises SessionNotFound."""
         mapping = await self._map.get(key)
         if mapping is None:
-            raise SessionNotFound("There is no such thread of this resource.")
+            raise SessionNotFound
         return mapping
 
     async def session(self, key: ThreadKey, *, metadata: bool) -> Session:

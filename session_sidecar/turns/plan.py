@@ -176,7 +176,7 @@ class Planner:
     async def _parent(self, key: ThreadKey) -> SessionMapping:
         parent = await self._map.get(key)
         if parent is None:
-            raise SessionNotFound("This resource has no thread `from_thread_id` to fork.")
+            raise SessionNotFound
         return parent
 
     async def _settled_end(self, key: ThreadKey) -> Settled:

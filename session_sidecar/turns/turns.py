@@ -104,7 +104,7 @@ class Turns:
         turn = self._exclusion.running(key)
         if turn is None:
             if await self._map.get(key) is None:
-                raise SessionNotFound("There is no such thread of this resource, so nothing to interrupt.")
+                raise SessionNotFound
             return None
         turn.stop()
         await turn.ended.wait()
