@@ -14,6 +14,7 @@ from typing import Any, Self
 
 import httpx
 
+SECRET_CHARS = 10
 SECONDS = 20  # the most that any one thing may take before a test says that it hangs
 _ADDRESS = re.compile(r"running on (http://[\w.]+:\d+)")
 
@@ -119,6 +120,8 @@ class Sidecar:
         self.env = {**{k: v for k, v in os.environ.items() if not k.startswith("SIDECAR_")}, **env}
         self.options = options
         self.log: list[str] = []
+        self._secrets: set[str] = set()  # what was said, and tokens: nothing of it belongs into a log
+        self._leaks: list[str] = []
         self._process: asyncio.subprocess.Process | None = None
         self._reader: asyncio.Task[None] | None = None
         self._address: asyncio.Future[str] | None = None
@@ -134,6 +137,11 @@ class Sidecar:
             await self.stop(signal.SIGTERM)
         if self._client is not None:
             await self._client.aclose()
+        assert self._leaks == [], "the log holds what somebody has said"
+
+    def keep_secret(self, *texts: Any) -> None:
+        """See that no line of the log holds one of these from here on. Very short ones are in it by chance."""
+        self._secrets |= {text for text in texts if isinstance(text, str) and len(text) >= SECRET_CHARS}
 
     @property
     def process(self) -> asyncio.subprocess.Process:
@@ -190,6 +198,7 @@ class Sidecar:
             async with self._logged:
                 self.log.append(line.decode())
                 self._logged.notify_all()
+            self._leaks += [line.decode() for secret in self._secrets if json.dumps(secret)[1:-1] in line.decode()]
             if (found := _ADDRESS.search(self.log[-1])) and not self._address.done():
                 self._address.set_result(found[1])
         if not self._address.done():
@@ -227,6 +236,7 @@ class Sidecar:
     ) -> httpx.Response:
         """POST a body and get one JSON answer."""
         body = {"thread_id": thread, "resource_id": "alice", **fields}
+        self.keep_secret(fields.get("message"))
         headers = {"accept": "application/json"}
         if idempotency_key is not None:
             headers["idempotency-key"] = idempotency_key
@@ -247,6 +257,7 @@ class Sidecar:
     ) -> AsyncIterator[Stream]:
         """`POST /v1/chat` as a stream; leaving the block disconnects."""
         body = {"thread_id": thread, "resource_id": "alice", "message": message, **fields}
+        self.keep_secret(message)
         async with self.http.stream("POST", path, json=body) as response:
             if response.status_code != 200:
                 await response.aread()

@@ -80,6 +80,7 @@ async def guarded(
 ) -> AsyncIterator[Sidecar]:
     home = tmp_path_factory.mktemp("guarded") / "home"
     async with Sidecar(home, model_env | WARM | {"SIDECAR_TOKENS_FILE": str(tokens[0])}) as sidecar:
+        sidecar.keep_secret(*tokens[1].values())
         alice = Someone(sidecar, tokens[1]["alice"])
         body = {"thread_id": "hers", "resource_id": "alice", "message": "My name is Alice"}
         assert (await alice.request("POST", "/v1/chat", json=body)).status_code == 200

@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import shutil
+import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ async def offline(tmp_path: Path) -> AsyncIterator[Sidecar]:
 
 async def messages(sidecar: Sidecar, prompt: str, agent: str = "default", *, stop: bool = False) -> list[Json]:
     """The SDK's messages in a turn's stream; with `stop` of one that is interrupted in mid-answer."""
-    thread = f"{prompt} {agent}"
+    thread = str(uuid.uuid4())
     async with sidecar.stream(thread, prompt, agent=agent) as stream:
         if stop:
             await stream.until_text()
