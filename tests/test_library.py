@@ -27,7 +27,7 @@ async def served(app: Any) -> AsyncIterator[httpx.AsyncClient]:
     server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
     task = asyncio.create_task(server._serve())
     while not server.started:
-        assert not task.done(), await task
+        assert not task.done()
         await asyncio.sleep(0.01)
     port = server.servers[0].sockets[0].getsockname()[1]
     try:
