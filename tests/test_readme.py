@@ -4,6 +4,8 @@ import json
 import re
 from pathlib import Path
 
+import pytest
+
 from bench.bar import bars
 from bench.names import SIZES
 from bench.samples import Samples
@@ -35,10 +37,14 @@ def test_every_call_stands_in_the_readme_and_every_one_of_them_is_there() -> Non
     assert named == served
 
 
-def test_every_test_that_a_promise_names_is_there() -> None:
-    table = README.partition("## What it promises")[2].partition("## What it does not do")[0]
+PROMISES = README.partition("## What it promises")[2].partition("## What it does not do")[0]
+
+
+@pytest.mark.parametrize("table", [PROMISES, (ROOT / "docs" / "security.md").read_text()], ids=["README", "security"])
+def test_every_test_that_a_promise_names_is_there(table: str) -> None:
     tests = Path(__file__).parent
     file = ""
+    assert "::test_" in table
     for name in re.findall(r"`((?:test_\w+\.py|…)(?:::\w+)?)`", table):
         named, _, test = name.partition("::")
         file = file if named == "…" else named
