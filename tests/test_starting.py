@@ -1,12 +1,19 @@
-"""The first minute on a terminal: what is said to a person who starts it, and nothing of it in a pipe."""
+"""The first minute: what is said to a person on a terminal, and nothing of it in a pipe; and what systemd is told."""
 
+import asyncio
+import contextlib
 import json
 import re
+import signal
+import socket
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tests.server import Sidecar
+import pytest
+
+from tests.faults import FaultyModel
+from tests.server import SECONDS, Sidecar
 from tests.terminal import CTRL_C, Terminal, shell
 
 Make = Callable[..., Sidecar]
@@ -52,3 +59,69 @@ def test_set_up_says_what_it_does() -> None:
     steps = [number for number, line in enumerate(said) if "-m venv" in line or "pip install" in line]
     assert len(steps) == 3
     assert all("setting up" in said[number - 1] for number in steps)
+
+
+class ServiceManager:
+    """The side of systemd that a service of `Type=notify` talks to: a datagram socket."""
+
+    def __init__(self, address: str) -> None:
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.setblocking(False)
+        self._socket.bind(address)
+
+    async def told(self) -> str:
+        """The next thing that a service says."""
+        async with asyncio.timeout(SECONDS):
+            return (await asyncio.get_running_loop().sock_recv(self._socket, 4096)).decode()
+
+    @property
+    def was_told_nothing_more(self) -> bool:
+        try:
+            self._socket.recv(4096)
+        except BlockingIOError:
+            return True
+        return False
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+@contextlib.contextmanager
+def service_manager(address: str) -> Iterator[ServiceManager]:
+    with contextlib.closing(ServiceManager(address)) as manager:
+        yield manager
+
+
+@pytest.mark.parametrize("abstract", [False, True], ids=["a path", "an abstract name"])
+async def test_systemd_is_told_when_it_listens_and_from_when_on_it_stops(
+    a_sidecar: Make, thread: str, model: FaultyModel, tmp_path: Path, abstract: bool
+) -> None:
+    name = str(tmp_path / "notify")
+    with service_manager(f"\0{name}" if abstract else name) as systemd:
+        async with a_sidecar(NOTIFY_SOCKET=f"@{name}" if abstract else name) as sidecar:
+            assert await systemd.told() == "READY=1"
+            async with sidecar.stream(thread, "[[hold 1]] Hello") as stream:
+                await stream.until_text()
+                for pid in sidecar.cli_processes():
+                    assert b"NOTIFY_SOCKET" not in Path(f"/proc/{pid}/environ").read_bytes()
+                assert systemd.was_told_nothing_more
+                sidecar.process.send_signal(signal.SIGTERM)
+                assert await systemd.told() == "STOPPING=1"
+                assert (await stream.rest())[-1].data["error"]["code"] == "shutting_down"
+            await sidecar.wait()
+        assert systemd.was_told_nothing_more
+
+
+async def test_systemd_is_not_told_that_it_is_ready_where_it_cannot_start(a_sidecar: Make, tmp_path: Path) -> None:
+    with service_manager(str(tmp_path / "notify")) as systemd:
+        async with a_sidecar():
+            second = a_sidecar(NOTIFY_SOCKET=str(tmp_path / "notify"))
+            with pytest.raises(AssertionError, match="is in use by process"):
+                await second.start()
+            assert await second.wait() != 0
+        assert systemd.was_told_nothing_more
+
+
+async def test_it_starts_where_systemd_does_not_hear_it(a_sidecar: Make, thread: str, tmp_path: Path) -> None:
+    async with a_sidecar(NOTIFY_SOCKET=str(tmp_path / "nobody")) as sidecar:
+        await sidecar.say(thread, "Hello")

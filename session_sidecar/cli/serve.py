@@ -1,6 +1,7 @@
 """`session-sidecar serve`: run it."""
 
 import contextlib
+import functools
 import os
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,7 @@ def serve(**options: Any) -> None:
     from session_sidecar.app import create_app  # noqa: PLC0415
     from session_sidecar.server import logs, terminal  # noqa: PLC0415
     from session_sidecar.server.connection import Connection  # noqa: PLC0415
+    from session_sidecar.server.listening import Server  # noqa: PLC0415
     from session_sidecar.settings import LOOPBACK, Settings, SettingsError  # noqa: PLC0415
 
     try:
@@ -78,7 +80,7 @@ def serve(**options: Any) -> None:
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=int(settings.shutdown_seconds) + 1,
     )
-    server = terminal.Greeting(config, settings) if terminal.is_there() else uvicorn.Server(config)
+    server = Server(config, functools.partial(terminal.welcome, settings) if terminal.is_there() else None)
     with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again, when all is closed: that is how it ends
         server.run()
 

@@ -5,14 +5,13 @@ In a pipe it is one JSON object a line; see `logs`.
 
 import logging
 import shlex
-import socket
 import sys
 from datetime import datetime
 
 import click
-import uvicorn
 
 from session_sidecar import __version__
+from session_sidecar.server.listening import Server
 from session_sidecar.settings import Settings
 
 _TRY = '{"thread_id":"t1","resource_id":"alice","message":"Hello"}'
@@ -47,28 +46,13 @@ class Plain(logging.Formatter):
         return f"{click.style(at, dim=True)} {level}{what}{click.style(f' {said}', dim=True) if said else ''}"
 
 
-class Greeting(uvicorn.Server):
-    """uvicorn's server, which tells a person what to do once it listens."""
-
-    def __init__(self, config: uvicorn.Config, settings: Settings) -> None:
-        """`settings` are those of the application that `config` names."""
-        super().__init__(config)
-        self._settings = settings
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen, and say so."""
-        await super().startup(sockets)
-        host = f"[{self.config.host}]" if ":" in self.config.host else self.config.host
-        port = self.servers[0].sockets[0].getsockname()[1]
-        _welcome(self._settings, f"http://{host}:{port}", self.lifespan.state["services"].turns.model)
-
-
-def _welcome(settings: Settings, url: str, model: str) -> None:
+def welcome(settings: Settings, server: Server) -> None:
     """Say where it listens, where it keeps things, who answers, and what to try."""
+    url = server.url
     command = f"curl -N {url}/v1/chat -H 'content-type: application/json' \\\n            -d {shlex.quote(_TRY)}"
     rows = {
         "home": f"{settings.home.absolute()}: everything is kept there",
-        "model": _MODELS[model],
+        "model": _MODELS[server.lifespan.state["services"].turns.model],
         "try": command,
         "stop": "Ctrl-C",
     }
