@@ -29,6 +29,7 @@ class Settings(BaseModel):
     home: Path = Field(Path("var"), description="where everything is kept: database, transcripts, workspace")
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on")
+    uds: Path | None = Field(None, description="listen on this Unix socket instead; for this machine's user alone")
     model: Literal["live", "offline", "auto"] = Field(
         "live",
         description="`live`: the real API; `offline`: the built-in stand-in; `auto`: offline without credentials",

@@ -7,8 +7,11 @@ import stat
 from collections.abc import Callable
 from pathlib import Path
 
+import httpx
+
 from tests.faults import FaultyModel
 from tests.server import SECONDS, Sidecar
+from tests.terminal import PROGRAM, command
 
 Make = Callable[..., Sidecar]
 PAGE = "https://chat.test"
@@ -91,6 +94,34 @@ async def test_whatever_is_written_is_the_operators_alone(a_sidecar: Make, threa
             assert open_to_others == []
     finally:
         os.umask(before)
+
+
+async def test_a_unix_socket_is_for_the_sidecars_own_user(tmp_path: Path, thread: str) -> None:
+    path = tmp_path / "sidecar.sock"
+    serve = ("serve", "--uds", str(path), "--model", "offline", "--home", str(tmp_path / "home"))
+    for _ in range(2):  # a crash leaves the file, and the next start takes it
+        process = await asyncio.create_subprocess_exec(PROGRAM, *serve, stderr=asyncio.subprocess.PIPE)
+        assert process.stderr is not None
+        async with asyncio.timeout(SECONDS):
+            while b"running on unix socket" not in (line := await process.stderr.readline()):
+                assert line
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        transport = httpx.AsyncHTTPTransport(uds=str(path))
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=SECONDS) as client:
+            body = {"thread_id": thread, "resource_id": "alice", "message": "Hello"}
+            answer = await client.post("/v1/chat", json=body, headers={"accept": "application/json"})
+            assert answer.json()["text"].startswith("You have said ")
+        second = await command("", *serve)
+        assert (second.code, f"somebody listens on {path}" in second.err) == (1, True)
+        process.kill()
+        await process.communicate()
+    process = await asyncio.create_subprocess_exec(PROGRAM, *serve, stderr=asyncio.subprocess.PIPE)
+    assert process.stderr is not None
+    while b"running on unix socket" not in await process.stderr.readline():
+        pass
+    process.terminate()
+    await process.communicate()
+    assert not path.exists()
 
 
 async def test_an_address_that_is_not_loopbacks_is_answered_nothing_without_tokens(tmp_path: Path) -> None:

@@ -32,6 +32,9 @@ class _Serve(click.Command):
 @click.option("--host", help="Address to listen on. [default: 127.0.0.1]")
 @click.option("--port", type=int, help="Port to listen on. [default: 8000]")
 @click.option(
+    "--uds", type=click.Path(path_type=Path, dir_okay=False), help="Unix socket to listen on, for your own user alone."
+)
+@click.option(
     "--home", type=click.Path(path_type=Path, file_okay=False), help="Where everything is kept. [default: var]"
 )
 @click.option(
@@ -50,7 +53,7 @@ def serve(**options: Any) -> None:
     from session_sidecar.app import create_app  # noqa: PLC0415
     from session_sidecar.server import logs, terminal  # noqa: PLC0415
     from session_sidecar.server.connection import Connection  # noqa: PLC0415
-    from session_sidecar.server.listening import Server  # noqa: PLC0415
+    from session_sidecar.server.listening import Server, unix_socket  # noqa: PLC0415
     from session_sidecar.settings import LOOPBACK, Settings, SettingsError  # noqa: PLC0415
 
     try:
@@ -63,11 +66,13 @@ def serve(**options: Any) -> None:
             "Proxy to it there, or make some: session-sidecar token new --help"
         )
     os.umask(0o077)  # whatever is written, by the CLIs too, is the operator's alone
-    _check_port(settings.host, settings.port)
     try:
         app = create_app(settings)
+        sockets = [unix_socket(settings.uds)] if settings.uds is not None else None
     except SettingsError as error:
         raise click.ClickException(str(error)) from None
+    if sockets is None:
+        _check_port(settings.host, settings.port)
     config = uvicorn.Config(
         app,
         host=settings.host,
@@ -82,7 +87,7 @@ def serve(**options: Any) -> None:
     )
     server = Server(config, functools.partial(terminal.welcome, settings) if terminal.is_there() else None)
     with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again, when all is closed: that is how it ends
-        server.run()
+        server.run(sockets)
 
 
 def _check_port(host: str, port: int) -> None:

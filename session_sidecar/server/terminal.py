@@ -49,14 +49,18 @@ class Plain(logging.Formatter):
 def welcome(settings: Settings, server: Server) -> None:
     """Say where it listens, where it keeps things, who answers, and what to try."""
     url = server.url
-    command = f"curl -N {url}/v1/chat -H 'content-type: application/json' \\\n            -d {shlex.quote(_TRY)}"
+    way = f"--unix-socket {shlex.quote(server.uds)} " if server.uds is not None else ""
+    command = f"curl -N {way}{url}/v1/chat -H 'content-type: application/json' \\\n            -d {shlex.quote(_TRY)}"
     rows = {
         "home": f"{settings.home.absolute()}: everything is kept there",
         "model": _MODELS[server.lifespan.state["services"].turns.model],
         "try": command,
         "stop": "Ctrl-C",
     }
-    click.echo(f"{click.style('session-sidecar', bold=True)} {__version__} on {click.style(url, bold=True)}", err=True)
+    click.echo(
+        f"{click.style('session-sidecar', bold=True)} {__version__} on {click.style(server.uds or url, bold=True)}",
+        err=True,
+    )
     for name, text in rows.items():
         click.echo(f"  {name:<6}{text}", err=True)
 
