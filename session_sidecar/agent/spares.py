@@ -108,7 +108,8 @@ class Spares:
             async with self._starts.room_ahead():
                 await self._starts.start_ahead(spare.process)
         except SidecarError as error:
-            logger.warning("a spare process of agent %s did not start: %s", agent, error.detail)
+            level = logging.DEBUG if self._closing else logging.WARNING
+            logger.log(level, "a spare process of agent %s did not start: %s", agent, error.detail)
             await spare.process.close()
             self._starting.remove(agent)
         else:

@@ -169,10 +169,14 @@ class Processes:
         """The threads whose processes are at work in the background, with no turn that runs."""
         return self._pool.working_for()
 
-    async def stop(self) -> None:
-        """Keep no process from here on, and end those that are being started for turns yet to come."""
+    def keep_none(self) -> None:
+        """Keep no process from here on."""
         self._pool.stop()
         self._spares.stop()
+
+    async def stop(self) -> None:
+        """Keep no process from here on, and end those that are being started for turns yet to come."""
+        self.keep_none()
         await self._starts.stop()
 
     async def close(self) -> None:

@@ -206,6 +206,7 @@ class Turns:
     def stop_all(self) -> None:
         """Refuse new turns from now on and ask the running ones to stop."""
         self._closing = True
+        self._processes.keep_none()  # Ctrl-C ends those that wait, too: they are not to be replaced
         self._exclusion.stop_all(ShuttingDown("The turn was stopped because the sidecar shuts down."))
 
     async def close(self) -> None:
