@@ -11,9 +11,16 @@ HERE = ("127.0.0.1", 8000)
 admit = Access(Settings.load({})).admit
 
 
-def scope(server: tuple[str, int | None] | None, host: str = "localhost:8000", **headers: str) -> Scope:
+def scope(
+    server: tuple[str, int | None] | None, host: str = "localhost:8000", path: str = "/v1/chat", **headers: str
+) -> Scope:
     named = {"host": host, **headers}
-    return {"type": "http", "server": server, "headers": [(n.encode(), v.encode()) for n, v in named.items()]}
+    return {
+        "type": "http",
+        "path": path,
+        "server": server,
+        "headers": [(n.encode(), v.encode()) for n, v in named.items()],
+    }
 
 
 @pytest.mark.parametrize(
@@ -33,6 +40,11 @@ def test_nobody_else_is_however_the_server_was_started(address: str) -> None:
 def test_another_name_for_us_is_refused(host: str) -> None:
     with pytest.raises(ForbiddenHost, match="Host header"):
         admit(scope(HERE, host))
+
+
+def test_a_probe_may_name_the_machine_as_it_likes() -> None:
+    for path in ("/healthz", "/readyz"):
+        admit(scope(HERE, "10.1.2.3:8000", path))
 
 
 def test_a_page_of_another_origin_is_refused() -> None:

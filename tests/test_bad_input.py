@@ -209,7 +209,7 @@ async def test_a_thread_that_is_not_there_is_told(cold: Sidecar) -> None:
 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example", "", "[", "::1:8000"])
 async def test_a_name_that_is_not_ours_is_not_served(cold: Sidecar, host: str) -> None:
-    refused(await cold.http.get("/healthz", headers={"host": host}), 421, "forbidden_host")
+    refused(await cold.http.get("/version", headers={"host": host}), 421, "forbidden_host")
 
 
 @pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://localhost.evil.example", "["])

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
+from starlette._utils import get_route_path
 from starlette.datastructures import Headers
 from starlette.types import Scope
 
@@ -28,6 +29,8 @@ from session_sidecar.errors import (
     UnrestrictedOnly,
 )
 from session_sidecar.settings import LOOPBACK, Settings
+
+PROBES = ("/healthz", "/readyz")
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +108,8 @@ class Access:
                 "This server answers on loopback only, as it does not check who calls. Proxy to it there, or give it "
                 "tokens (SIDECAR_TOKENS_FILE)."
             )
-        if _hostname("//" + headers.get("host", "")) not in self._hosts:
+        # A probe names the machine by whatever address it has, and learns only that it is alive.
+        if get_route_path(scope) not in PROBES and _hostname("//" + headers.get("host", "")) not in self._hosts:
             raise ForbiddenHost("The Host header names none of this server's names; SIDECAR_HOSTS adds some.")
         origin = headers.get("origin")
         if origin is not None and origin not in self.origins and _hostname(origin) not in LOOPBACK:

@@ -15,7 +15,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from session_sidecar.access.admission import Access
+from session_sidecar.access.admission import PROBES, Access
 from session_sidecar.api.routes import CALLS
 from session_sidecar.errors import (
     BodyTooLarge,
@@ -34,7 +34,6 @@ from session_store import SessionMapError, StoreUnusable
 logger = logging.getLogger(__name__)
 
 _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-_PROBES = ("/healthz", "/readyz")
 # What the caller has not sent yet is not waited for.
 _CLOSING = (BodyTooLarge, MessageTooLarge, RequestTimeout, TooManyUploads)
 
@@ -129,7 +128,7 @@ class Front:
             await self._admitted(scope)(scope, receive, send_with_id)
         finally:
             fields["ms"] = round((time.monotonic() - came) * 1000, 1)
-            probe = scope["path"] in _PROBES and fields.get("status") == 200
+            probe = scope["path"] in PROBES and fields.get("status") == 200
             logger.log(logging.DEBUG if probe else logging.INFO, "request", extra={"fields": fields})
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
