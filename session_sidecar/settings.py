@@ -155,6 +155,14 @@ class Settings(BaseModel):
         """What the events of all turns held may take, in bytes."""
         return memory_bytes() // 8 if self.replay_bytes_total is None else self.replay_bytes_total
 
+    def effective(self) -> dict[str, Any]:
+        """Every setting with the value that it has here, as JSON; defaults that the machine decides, as it does."""
+        return self.model_dump(mode="json") | {
+            "home": str(self.home.absolute()),
+            "warm_sessions": self.most_warm_sessions,
+            "replay_bytes_total": self.replay_bytes_of_all,
+        }
+
     @property
     def database(self) -> Path:
         """The session map's file."""

@@ -9,7 +9,7 @@ from session_store.errors import (
     ThreadMapped,
 )
 from session_store.mapping import Cursor, SessionMap, SessionMapping, ThreadKey
-from session_store.opening import open_session_map
+from session_store.opening import back_up_session_map, open_session_map, restored_session_map
 
 __all__ = [
     "Cursor",
@@ -22,5 +22,7 @@ __all__ = [
     "StoreUnusable",
     "ThreadKey",
     "ThreadMapped",
+    "back_up_session_map",
     "open_session_map",
+    "restored_session_map",
 ]

@@ -1,8 +1,12 @@
 """Which keeper of the session map is meant."""
 
+from contextlib import AbstractContextManager
+from pathlib import Path
+
 from session_store.errors import StoreUnusable
 from session_store.mapping import SessionMap
 from session_store.sqlite import SqliteSessionMap
+from session_store.sqlite_file import copy_database, put_back
 
 _SQLITE = "sqlite://"
 
@@ -12,7 +16,27 @@ async def open_session_map(url: str, *, read_only: bool = False) -> SessionMap:
 
     With `read_only`, beside the process that owns it. Raises StoreUnusable, having changed nothing.
     """
+    path = _path(url)
+    return await (SqliteSessionMap.peek(path) if read_only else SqliteSessionMap.open(path))
+
+
+def back_up_session_map(url: str, copy: Path) -> int:
+    """Copy the session map at `url`, as it is at one moment, to a new file; how many mappings it holds.
+
+    It blocks, and whoever has the map open goes on meanwhile. Raises StoreUnusable.
+    """
+    return copy_database(_path(url), copy)
+
+
+def restored_session_map(copy: Path, url: str) -> AbstractContextManager[None]:
+    """Make the session map at `url` from such a copy; nobody can open it before the block is left.
+
+    Raises StoreUnusable where there is one, having changed nothing, and StoreInUse where somebody has it.
+    """
+    return put_back(copy, _path(url))
+
+
+def _path(url: str) -> str:
     if not url.startswith(_SQLITE):
         raise StoreUnusable("This is no URL of a session map: write sqlite:// and an absolute path.")
-    path = url.removeprefix(_SQLITE)
-    return await (SqliteSessionMap.peek(path) if read_only else SqliteSessionMap.open(path))
+    return url.removeprefix(_SQLITE)

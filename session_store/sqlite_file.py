@@ -8,7 +8,8 @@ import fcntl
 import os
 import sqlite3
 import stat
-from contextlib import ExitStack, closing
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 from session_store.errors import StoreInUse, StoreUnusable
@@ -51,7 +52,7 @@ def open_database(path: str | os.PathLike[str]) -> OwnedConnection:
 def open_for_reading(path: str | os.PathLike[str]) -> sqlite3.Connection:
     """Open the session map at `path` beside the process that owns it, without being able to change anything.
 
-    Only while there is such a process, and it is not this one. Raises StoreUnusable.
+    Not in that process itself. Where there is none, SQLite makes its log and leaves it. Raises StoreUnusable.
     """
     file = Path(os.path.realpath(path))
     try:
@@ -65,6 +66,48 @@ def open_for_reading(path: str | os.PathLike[str]) -> sqlite3.Connection:
     except sqlite3.Error as error:
         raise StoreUnusable(f"{file} cannot be read: {translated(error)}") from error
     return reader
+
+
+def copy_database(path: str | os.PathLike[str], target: Path) -> int:
+    """Copy the session map at `path`, as it is at one moment, into the new file `target`; how many rows it has.
+
+    Whoever owns it goes on meanwhile. The copy is one file that needs none beside it, and it is on the disk. Raises
+    StoreUnusable where the one cannot be read, is damaged or of another schema, or the other cannot be written.
+    """
+    try:
+        with ExitStack() as undo:
+            os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+            undo.callback(target.unlink)
+            with closing(open_for_reading(path)) as reader, closing(sqlite3.connect(target)) as copy:
+                reader.backup(copy)
+                copy.execute("PRAGMA journal_mode = DELETE")
+                _refuse_damage(Path(path), copy)
+                (rows,) = copy.execute("SELECT count(*) FROM session_mappings").fetchone()
+            undo.pop_all()
+            return int(rows)
+    except OSError as error:
+        raise StoreUnusable(f"{target} cannot be made ({error.strerror})") from error
+    except sqlite3.Error as error:
+        raise StoreUnusable(f"{path} cannot be copied to {target}: {translated(error)}") from error
+
+
+@contextmanager
+def put_back(copy: Path, path: str | os.PathLike[str]) -> Iterator[None]:
+    """Make the session map at `path` from a copy; nobody else can open it before the block is left.
+
+    Raises StoreUnusable where there is one already, having changed nothing, and StoreInUse.
+    """
+    file = Path(os.path.realpath(path))
+    lock = _take_lock(file)
+    try:
+        if file.exists():
+            raise StoreUnusable(f"{file} is there already: move it away, or choose another SIDECAR_HOME")
+        _refuse_unless_ours(file)  # a log that was left of another one would be taken for this one's
+        copy_database(copy, file)
+        yield
+    finally:
+        os.ftruncate(lock, 0)
+        os.close(lock)
 
 
 def _take_lock(file: Path) -> int:

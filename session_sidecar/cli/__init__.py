@@ -5,7 +5,7 @@ import importlib
 import click
 
 # The operator's, each in a module of its name; the others call a running sidecar.
-OPERATORS = ("serve", "token", "doctor")
+OPERATORS = ("serve", "token", "doctor", "config", "backup", "restore")
 
 
 class _Main(click.Group):

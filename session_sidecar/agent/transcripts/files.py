@@ -24,12 +24,28 @@ from session_sidecar.errors import NotSaved, SessionAmbiguous, TranscriptsUnavai
 
 logger = logging.getLogger(__name__)
 
+MARKER = "session-sidecar.txt"
+"""The file that tells the directory of the transcripts from an empty mount point."""
+
 LONG_DAYS = 3650
 """A person who sets so many days or more means: never."""
 _TAIL_BYTES = 16 * 2**10
 _FEW = 3  # sessions; a directory is listed with three system calls
 _MOST_REMEMBERED = 20_000
 _remembered: dict[tuple[Path, str], Path] = {}  # what `find` found last
+
+
+def check_marked(claude_config: Path) -> None:
+    """Raise TranscriptsUnavailable if this is not the directory that goes with the session map.
+
+    An unmounted volume looks like a directory without transcripts; every thread would be begun anew.
+    """
+    if not (claude_config / MARKER).exists():
+        raise TranscriptsUnavailable(
+            f"Nothing was changed. Mount {claude_config}; if its transcripts are really lost, "
+            f"put an empty {MARKER} there to begin anew.",
+            retry_after=30,
+        )
 
 
 def find(projects: Path, session_id: str, among: Iterable[str] | None = None) -> Path | None:

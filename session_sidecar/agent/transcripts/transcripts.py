@@ -24,7 +24,7 @@ from session_sidecar.agent.transcripts.ending import read_ending
 from session_sidecar.agent.transcripts.fork import copy
 from session_sidecar.agent.transcripts.lines import linked, tails
 from session_sidecar.agent.transcripts.readers import Readers
-from session_sidecar.errors import MessageNotFound, NotSaved, TranscriptMissing, TranscriptsUnavailable, UnsafeForkPoint
+from session_sidecar.errors import MessageNotFound, NotSaved, TranscriptMissing, UnsafeForkPoint
 
 # The pauses between looks for a turn's last message: the CLI has written it by the time of the result, if it can.
 SAVED_SOON = (0.05, 0.2, 0.5)
@@ -45,18 +45,15 @@ class Transcripts:
     def __init__(self, claude_config: Path, readers: Readers) -> None:
         self._projects = claude_config / "projects"
         self._readers = readers
-        self._marker = claude_config / "session-sidecar.txt"
+        self._config = claude_config
 
     def prepare(self) -> None:
         """Mark the directory as the one that goes with a session map that has just been made."""
-        self._marker.write_text(_MARKER, encoding="utf-8")
+        (self._config / files.MARKER).write_text(_MARKER, encoding="utf-8")
 
     async def check(self) -> None:
-        """Raise TranscriptsUnavailable if this is not the directory that goes with the session map.
-
-        An unmounted volume looks like a directory without transcripts; every thread would be begun anew.
-        """
-        await asyncio.to_thread(self._check)
+        """Raise TranscriptsUnavailable if this is not the directory that goes with the session map."""
+        await asyncio.to_thread(files.check_marked, self._config)
 
     async def info(self, session_id: str) -> TranscriptInfo | None:
         """What is known of a session's transcript, or None where the SDK could not resume it.
@@ -145,16 +142,8 @@ class Transcripts:
         """
         await asyncio.to_thread(self._set_aside, session_id)
 
-    def _check(self) -> None:
-        if not self._marker.exists():
-            raise TranscriptsUnavailable(
-                f"Nothing was changed. Mount {self._marker.parent}; if its transcripts are really lost, "
-                f"put an empty {self._marker.name} there to begin anew.",
-                retry_after=30,
-            )
-
     def _info(self, session_id: str) -> TranscriptInfo | None:
-        self._check()
+        files.check_marked(self._config)
         path = self._find(session_id)
         if path is None:
             return None
