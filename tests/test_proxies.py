@@ -14,7 +14,12 @@ import pytest
 from tests.faults import FaultyModel
 from tests.server import SECONDS, Sidecar, Stream
 
-EXAMPLE = Path(__file__).parent.parent / "examples" / "nginx" / "nginx.conf"
+EXAMPLES = Path(__file__).parent.parent / "examples"
+PROXIES = {  # an example, and the command that runs a file such as it
+    "nginx/nginx.conf": ("nginx", "-e", "stderr", "-p", ".", "-c"),
+    "caddy/Caddyfile": ("caddy", "run", "--adapter", "caddyfile", "--config"),
+    "haproxy/haproxy.cfg": ("haproxy", "-db", "-f"),
+}
 
 
 def free_port() -> int:
@@ -23,18 +28,21 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-@pytest.fixture
-async def nginx(sidecar: Sidecar, tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
-    """The README's example in front of the sidecar; only its ports are other ones."""
-    if shutil.which("nginx") is None:
-        assert "CI" not in os.environ, "install nginx"
-        pytest.skip("LEFT OUT for want of nginx: install it")
+@pytest.fixture(params=PROXIES, ids=lambda example: example.partition("/")[0])
+async def proxy(request: pytest.FixtureRequest, sidecar: Sidecar, tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
+    """An example in front of the sidecar; only its ports are other ones."""
+    program, *arguments = PROXIES[request.param]
+    if shutil.which(program) is None:
+        assert "CI" not in os.environ, f"install {program}"
+        pytest.skip(f"LEFT OUT for want of {program}: install it")
     port = free_port()
-    config = EXAMPLE.read_text().replace("127.0.0.1:8080", f"127.0.0.1:{port}")
+    config = (EXAMPLES / request.param).read_text().replace("127.0.0.1:8080", f"127.0.0.1:{port}")
     config = config.replace("127.0.0.1:8000", f"127.0.0.1:{sidecar.http.base_url.port}")
-    (tmp_path / "nginx.conf").write_text(config)
-    command = ("nginx", "-p", str(tmp_path), "-c", "nginx.conf", "-e", "stderr")
-    process = await asyncio.create_subprocess_exec(*command)
+    (tmp_path / "config").write_text(config)
+    home = {"HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path), "XDG_DATA_HOME": str(tmp_path)}
+    process = await asyncio.create_subprocess_exec(
+        program, *arguments, "config", cwd=tmp_path, env={**os.environ, **home}
+    )
     try:
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=SECONDS) as client:
             async with asyncio.timeout(SECONDS):
@@ -61,9 +69,9 @@ async def asked(client: httpx.AsyncClient, thread: str, message: str, **fields: 
 
 
 async def test_an_answer_comes_through_while_it_is_given(
-    nginx: httpx.AsyncClient, thread: str, model: FaultyModel
+    proxy: httpx.AsyncClient, thread: str, model: FaultyModel
 ) -> None:
-    async with asked(nginx, thread, "[[hold 3]] Hello") as stream:
+    async with asked(proxy, thread, "[[hold 3]] Hello") as stream:
         exchange = await model.requested()
         await exchange.holding()
         await stream.until_text("You have said ")
@@ -72,14 +80,14 @@ async def test_an_answer_comes_through_while_it_is_given(
 
 
 async def test_a_reader_that_leaves_is_noticed(
-    nginx: httpx.AsyncClient, sidecar: Sidecar, thread: str, model: FaultyModel
+    proxy: httpx.AsyncClient, sidecar: Sidecar, thread: str, model: FaultyModel
 ) -> None:
-    async with asked(nginx, thread, "[[hold 3]] Hello", on_disconnect="cancel") as stream:
+    async with asked(proxy, thread, "[[hold 3]] Hello", on_disconnect="cancel") as stream:
         await stream.until_text()
     await sidecar.until_logged("turn", thread_id=thread, status="interrupted")
 
 
-async def test_what_is_too_large_is_told_by_the_sidecar(nginx: httpx.AsyncClient, thread: str) -> None:
+async def test_what_is_too_large_is_told_by_the_sidecar(proxy: httpx.AsyncClient, thread: str) -> None:
     body = {"thread_id": thread, "resource_id": "alice", "message": "x" * 5 * 2**20}
-    refused = await nginx.post("/v1/chat", json=body)
+    refused = await proxy.post("/v1/chat", json=body)
     assert (refused.status_code, refused.json()["code"]) == (413, "message_too_large")
