@@ -9,7 +9,7 @@ from session_store.errors import (
     ThreadMapped,
 )
 from session_store.mapping import Cursor, SessionMap, SessionMapping, ThreadKey
-from session_store.opening import back_up_session_map, open_session_map, restored_session_map
+from session_store.opening import back_up_session_map, open_session_map, reserved_session_map
 
 __all__ = [
     "Cursor",
@@ -24,5 +24,5 @@ __all__ = [
     "ThreadMapped",
     "back_up_session_map",
     "open_session_map",
-    "restored_session_map",
+    "reserved_session_map",
 ]

@@ -1,12 +1,13 @@
 """Which keeper of the session map is meant."""
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 from session_store.errors import StoreUnusable
 from session_store.mapping import SessionMap
 from session_store.sqlite import SqliteSessionMap
-from session_store.sqlite_file import copy_database, put_back
+from session_store.sqlite_file import copy_database, reserved
 
 _SQLITE = "sqlite://"
 
@@ -28,12 +29,12 @@ def back_up_session_map(url: str, copy: Path) -> int:
     return copy_database(_path(url), copy)
 
 
-def restored_session_map(copy: Path, url: str) -> AbstractContextManager[None]:
-    """Make the session map at `url` from such a copy; nobody can open it before the block is left.
+def reserved_session_map(url: str) -> AbstractContextManager[Callable[[Path], int]]:
+    """Keep everybody from a session map that is not there yet; what the block gets makes it of such a copy.
 
     Raises StoreUnusable where there is one, having changed nothing, and StoreInUse where somebody has it.
     """
-    return put_back(copy, _path(url))
+    return reserved(_path(url))
 
 
 def _path(url: str) -> str:

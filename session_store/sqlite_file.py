@@ -8,7 +8,7 @@ import fcntl
 import os
 import sqlite3
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
@@ -92,10 +92,10 @@ def copy_database(path: str | os.PathLike[str], target: Path) -> int:
 
 
 @contextmanager
-def put_back(copy: Path, path: str | os.PathLike[str]) -> Iterator[None]:
-    """Make the session map at `path` from a copy; nobody else can open it before the block is left.
+def reserved(path: str | os.PathLike[str]) -> Iterator[Callable[[Path], int]]:
+    """Keep everybody from a session map that is not there yet, to make it of a copy; nobody opens it in the block.
 
-    Raises StoreUnusable where there is one already, having changed nothing, and StoreInUse.
+    Raises StoreUnusable where there is one, having changed nothing, and StoreInUse where somebody has it.
     """
     file = Path(os.path.realpath(path))
     lock = _take_lock(file)
@@ -103,8 +103,7 @@ def put_back(copy: Path, path: str | os.PathLike[str]) -> Iterator[None]:
         if file.exists():
             raise StoreUnusable(f"{file} is there already: move it away, or choose another SIDECAR_HOME")
         _refuse_unless_ours(file)  # a log that was left of another one would be taken for this one's
-        copy_database(copy, file)
-        yield
+        yield lambda copy: copy_database(copy, file)
     finally:
         os.ftruncate(lock, 0)
         os.close(lock)

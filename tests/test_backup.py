@@ -361,6 +361,7 @@ async def test_nothing_is_restored_over_conversations_or_from_what_is_not_whole(
         (sidecar.home / "sidecar.db").unlink()
         ended = await command("", "restore", "--home", str(sidecar.home), str(copy))
         refused(ended, f"is in use by process {sidecar.process.pid}")
+        assert (sidecar.home / "claude" / "session-sidecar.txt").exists()
     lost = next(iter(transcripts(copy).values()))
     aside = lost.rename(tmp_path / "aside")
     refused(await command("", "restore", "--home", str(elsewhere), str(copy)), "does not hold what was backed up")

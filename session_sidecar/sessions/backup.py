@@ -24,7 +24,7 @@ from session_sidecar.agent.transcripts.copying import Size, copy_config, copy_fi
 from session_sidecar.agent.transcripts.files import all_sessions, check_marked
 from session_sidecar.errors import TranscriptsUnavailable
 from session_sidecar.settings import Settings
-from session_store import StoreUnusable, back_up_session_map, restored_session_map
+from session_store import StoreUnusable, back_up_session_map, reserved_session_map
 
 NOTE = "backup.json"
 FORMAT = 1
@@ -105,8 +105,9 @@ def restore(settings: Settings, directory: Path) -> Backup:
                 f"{settings.home} holds conversations, or what a restore has left that was broken off: stop the "
                 "sidecar, move the directory away, or name another --home"
             )
-        unmark(settings.claude_config)
-        with restored_session_map(copy.database, settings.database_url):
+        with reserved_session_map(settings.database_url) as put_back:
+            unmark(settings.claude_config)
+            put_back(copy.database)
             copy_files(copy.workspace, settings.workspace)
             copy_config(copy.claude_config, settings.claude_config)
     return backup
