@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.requests import Request
@@ -123,7 +123,8 @@ def _answer(turn: Turn) -> Response:
         raise turn.error.again()
     result = turn.log.newest("result")
     text = (result or {}).get("result") or turn.text
-    session = {name: value for name, value in (turn.session or {}).items() if name != "type"}
+    told = {name: value for name, value in (turn.session or {}).items() if name != "type"}
+    session = cast("answers.TurnSession", told)
     status: Literal["completed", "interrupted"] = "completed" if turn.status == "completed" else "interrupted"
     answer: answers.TurnAnswer = {"session": session, "status": status, "text": text, "result": result}
     return Json(answer)

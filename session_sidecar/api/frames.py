@@ -10,7 +10,8 @@ from typing import NamedTuple
 from session_sidecar.turns.events import CHUNK_BYTES, EventLog
 
 _FRAME = b"id: %b-%d\nevent: %b\ndata: %b\n\n"
-_ID = re.compile(r"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})-([0-9]{1,15})")
+EVENT_ID = r"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})-([0-9]{1,15})"
+_ID = re.compile(EVENT_ID)
 
 
 class Position(NamedTuple):

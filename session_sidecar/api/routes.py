@@ -1,39 +1,27 @@
 """Every call: its method and path, what answers it, what it asks and answers, and its problems.
 
-The README's table is held to this one by a test, and so is the router.
+The README's table is held to this one by a test, and so are the router and the OpenAPI document.
 """
 
 from typing import Any
 
 from session_sidecar import errors
 from session_sidecar.api import chat, health, sessions
+from session_sidecar.api.docs import Docs
 from session_sidecar.api.http import Call, Nothing
 from session_sidecar.api.models import answers, requests
 
-# What a call that looks into transcripts may say of them.
-_READING = (
-    errors.SessionNotFound,
-    errors.TranscriptMissing,
-    errors.SessionAmbiguous,
-    errors.TranscriptsUnavailable,
-)
+# What a call that looks into transcripts may say, and what of those of one session.
+_TRANSCRIPTS = (errors.TranscriptsUnavailable, errors.ShuttingDown)
+_TRANSCRIPT = (errors.TranscriptMissing, errors.SessionAmbiguous, *_TRANSCRIPTS)
+# What a turn may come to before its readers have an answer, whoever has begun it.
 _TURN = (
-    errors.IdempotencyMismatch,
-    errors.MessageTooLarge,
+    *_TRANSCRIPT,
+    errors.SessionNotFound,
     errors.UnknownAgent,
     errors.AgentMisconfigured,
-    errors.TooManyTurns,
-    errors.TooManyTurnsOfResource,
-    errors.QueueFull,
-    errors.ThreadBusy,
     errors.ThreadDeleted,
-    errors.ShuttingDown,
-    errors.TranscriptMissing,
-    errors.SessionAmbiguous,
-    errors.SessionNotFound,
-    errors.TranscriptsUnavailable,
     errors.NotSaved,
-    errors.ReplayGone,
     errors.TurnInterrupted,
     errors.TurnTimeout,
     errors.TurnLimit,
@@ -42,17 +30,29 @@ _TURN = (
     errors.AgentFailed,
     errors.ApiFailed,
 )
+_BEGUN = (
+    *_TURN,
+    errors.IdempotencyMismatch,
+    errors.MessageTooLarge,
+    errors.TooManyTurns,
+    errors.TooManyTurnsOfResource,
+    errors.QueueFull,
+    errors.ThreadBusy,
+    errors.ReplayGone,
+)
 _FORK = (errors.ThreadExists, errors.MessageNotFound, errors.UnsafeForkPoint)
 
+_docs = Docs(lambda: CALLS)
+
 CALLS: tuple[Call[Any], ...] = (
-    Call("POST", "/v1/chat", chat.chat, requests.ChatRequest, {200: answers.TurnAnswer, 204: None}, _TURN),
+    Call("POST", "/v1/chat", chat.chat, requests.ChatRequest, {200: answers.TurnAnswer, 204: None}, _BEGUN),
     Call(
         "GET",
         "/v1/chat",
         chat.rejoin,
         requests.Thread,
         {200: answers.TurnAnswer, 204: None},
-        (errors.ReplayGone,),
+        (*_TURN, *_FORK, errors.ReplayGone),
     ),
     Call(
         "POST",
@@ -68,7 +68,7 @@ CALLS: tuple[Call[Any], ...] = (
         chat.fork,
         requests.ForkRequest,
         {200: answers.TurnAnswer, 201: answers.DescribedSession, 204: None},
-        (*_TURN, *_FORK),
+        (*_BEGUN, *_FORK),
     ),
     Call(
         "GET",
@@ -76,7 +76,7 @@ CALLS: tuple[Call[Any], ...] = (
         sessions.list_sessions,
         requests.ListQuery,
         {200: answers.SessionList},
-        (errors.TranscriptsUnavailable,),
+        _TRANSCRIPTS,
         is_reading=True,
     ),
     Call(
@@ -85,7 +85,7 @@ CALLS: tuple[Call[Any], ...] = (
         sessions.erase_resource,
         requests.EraseQuery,
         {200: answers.Deleted},
-        (errors.ThreadBusy, errors.TranscriptsUnavailable),
+        (errors.ThreadBusy, errors.TranscriptsUnavailable, errors.NotSaved),
     ),
     Call(
         "GET",
@@ -93,7 +93,7 @@ CALLS: tuple[Call[Any], ...] = (
         sessions.get_session,
         requests.SessionQuery,
         {200: answers.DescribedSession},
-        (errors.SessionNotFound, errors.TranscriptsUnavailable),
+        (errors.SessionNotFound, *_TRANSCRIPTS),
         is_reading=True,
     ),
     Call(
@@ -102,7 +102,15 @@ CALLS: tuple[Call[Any], ...] = (
         sessions.adopt_session,
         requests.Adoption,
         {200: answers.DescribedSession, 201: answers.DescribedSession},
-        (*_READING, errors.ThreadBusy, errors.ThreadExists, errors.SessionTaken, errors.SessionBusy),
+        (
+            errors.TranscriptMissing,
+            errors.SessionAmbiguous,
+            errors.TranscriptsUnavailable,
+            errors.ThreadBusy,
+            errors.ThreadExists,
+            errors.SessionTaken,
+            errors.SessionBusy,
+        ),
         admits="unrestricted",
     ),
     Call(
@@ -111,7 +119,7 @@ CALLS: tuple[Call[Any], ...] = (
         sessions.update_session,
         requests.SessionPatch,
         {200: answers.DescribedSession},
-        (*_READING, errors.ThreadBusy, errors.NotSaved),
+        (*_TRANSCRIPT, errors.SessionNotFound, errors.ThreadBusy, errors.NotSaved),
     ),
     Call(
         "DELETE",
@@ -119,7 +127,7 @@ CALLS: tuple[Call[Any], ...] = (
         sessions.delete_session,
         requests.DeleteQuery,
         {204: None},
-        (errors.ThreadBusy, errors.TranscriptsUnavailable),
+        (errors.ThreadBusy, errors.TranscriptsUnavailable, errors.NotSaved),
     ),
     Call(
         "POST",
@@ -135,7 +143,7 @@ CALLS: tuple[Call[Any], ...] = (
         sessions.list_messages,
         requests.MessagesQuery,
         {200: answers.MessageList},
-        (*_READING, errors.MessageNotFound),
+        (*_TRANSCRIPT, errors.SessionNotFound, errors.MessageNotFound),
         is_reading=True,
     ),
     Call(
@@ -144,7 +152,7 @@ CALLS: tuple[Call[Any], ...] = (
         sessions.show_branches,
         requests.Thread,
         {200: answers.Branches},
-        (errors.SessionNotFound, errors.TranscriptsUnavailable),
+        (errors.SessionNotFound, *_TRANSCRIPTS),
         is_reading=True,
     ),
     Call("GET", "/healthz", health.healthz, Nothing, {200: answers.Health}, admits="anybody"),
@@ -164,4 +172,6 @@ CALLS: tuple[Call[Any], ...] = (
         admits="anybody",
     ),
     Call("GET", "/version", health.versions, Nothing, {200: answers.Versions}),
+    Call("GET", "/openapi.json", _docs.openapi, Nothing, {200: answers.Json}, admits="anybody"),
+    Call("GET", "/docs", _docs.page, Nothing, {200: answers.Html}, admits="anybody"),
 )

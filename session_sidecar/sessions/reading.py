@@ -3,14 +3,14 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from session_sidecar.agent.transcripts.chain import TranscriptMessage
+from session_sidecar.agent.transcripts.chain import Glimpse, TranscriptMessage
 from session_sidecar.agent.transcripts.history import Asked, History, Metadata, Page, Writer
 from session_sidecar.errors import SessionNotFound, TranscriptMissing
 from session_sidecar.sessions.family import Branch, family
 from session_sidecar.turns.turns import Turns
 from session_store import Cursor, SessionMap, SessionMapping, ThreadKey
 
-__all__ = ["Asked", "Listing", "Metadata", "Page", "Reading", "Session", "TranscriptMessage"]
+__all__ = ["Asked", "Glimpse", "Listing", "Metadata", "Page", "Reading", "Session", "TranscriptMessage"]
 
 MOST_SEARCHED = 1000
 

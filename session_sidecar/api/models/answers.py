@@ -1,23 +1,87 @@
-"""What callers get: the shape of every JSON answer. Plain dicts where it runs, held to this by the type checker."""
+"""What callers get: the shape of every answer. Plain dicts where it runs, held to this by the type checker.
 
-import dataclasses
+`/openapi.json` is made of the same shapes. What `turns/` makes, `session` and `end`, tests hold to them.
+"""
+
 import json
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NewType, NotRequired
 
 from typing_extensions import TypedDict
 
 if TYPE_CHECKING:  # `written` runs in the process that reads long transcripts, which needs nothing else of the sidecar
     from session_sidecar.sessions.family import Branch
-    from session_sidecar.sessions.reading import Session, TranscriptMessage
+    from session_sidecar.sessions.reading import Glimpse, Metadata, Session, TranscriptMessage
 
 Json = dict[str, Any]
+Html = NewType("Html", str)
+
+
+class FieldError(TypedDict):
+    """A field that is wrong."""
+
+    field: str
+    message: str
+
+
+class ProblemDetails(TypedDict):
+    """Problem details of RFC 9457; `code` is what programs go by, `detail` says what to do."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    retry_after: NotRequired[int]  # seconds
+    errors: NotRequired[list[FieldError]]
+    api_status: NotRequired[int]  # of the model's API
+    turn_id: NotRequired[str]
+
+
+class Problem(ProblemDetails):
+    """Problem details of RFC 9457; `code` is what programs go by, `detail` says what to do."""
+
+    request_id: str
+
+
+class TurnSession(TypedDict):
+    """Which session a turn is in, and how it came to it."""
+
+    thread_id: str
+    resource_id: str
+    sdk_session_id: str
+    turn_id: str
+    outcome: Literal["started", "resumed", "forked", "restarted", "reset"]
+    origin: Literal["message", "background"]
+    replaced_session_id: str | None
+    model: Literal["live", "offline"]
+
+
+class SessionEvent(TurnSession):
+    """The first event of a turn. It comes again, with the outcome `reset`, if the SDK moves to another session."""
+
+    type: Literal["session"]
+
+
+class EndEvent(TypedDict):
+    """The last event of a turn. A stream that breaks off without it can be rejoined."""
+
+    type: Literal["end"]
+    status: Literal["completed", "interrupted", "failed"]
+    sdk_session_id: str
+    error: ProblemDetails | None
+
+
+class SdkMessage(TypedDict):
+    """A message of the SDK as the CLI emitted it: what the TypeScript SDK documents as `SDKMessage`."""
+
+    type: str
 
 
 class TurnAnswer(TypedDict):
-    """A whole turn, for who does not want a stream."""
+    """A whole turn, for who does not want a stream. `result` is the SDK's result message."""
 
-    session: Json  # the `session` event without its type
+    session: TurnSession
     status: Literal["completed", "interrupted"]
     text: str
     result: Json | None
@@ -28,7 +92,7 @@ class Interrupted(TypedDict):
 
     object: Literal["interrupt"]
     turn_id: str | None
-    status: str
+    status: Literal["idle", "queued", "running", "completed", "interrupted", "failed"]
 
 
 class SessionObject(TypedDict):
@@ -45,10 +109,32 @@ class SessionObject(TypedDict):
     updated_at: str
 
 
+class GlimpseObject(TypedDict):
+    """A message for a list: who, when, and how it begins."""
+
+    uuid: str
+    type: Literal["user", "assistant"]
+    preview: str
+    timestamp: str | None
+
+
+class MetadataObject(TypedDict):
+    """What a session's transcript tells beside its messages. In a list, `message_count` and `usage` are null."""
+
+    transcript: Literal["present", "missing", "ambiguous"]
+    title: str | None
+    first_prompt: str | None
+    tag: str | None
+    message_count: int | None
+    last_message: GlimpseObject | None
+    usage: dict[str, int] | None
+    size_bytes: int | None
+
+
 class DescribedSession(SessionObject, total=False):
     """A mapping, and what its transcript tells where that was asked for."""
 
-    metadata: Json
+    metadata: MetadataObject
 
 
 class SessionList(TypedDict):
@@ -88,7 +174,7 @@ class BranchObject(TypedDict):
     title: str | None
     status: Literal["idle", "running", "deleted"]
     parent_message_id: str | None
-    branch_point: Json | None
+    branch_point: GlimpseObject | None
     last_activity: str | None
     children: "list[BranchObject]"
 
@@ -148,8 +234,30 @@ def session_object(session: "Session") -> DescribedSession:
         "updated_at": _rfc3339(mapping.updated_at),
     }
     if session.metadata is not None:
-        described["metadata"] = dataclasses.asdict(session.metadata)
+        described["metadata"] = _metadata_object(session.metadata)
     return described
+
+
+def _metadata_object(metadata: "Metadata") -> MetadataObject:
+    return {
+        "transcript": metadata.transcript,
+        "title": metadata.title,
+        "first_prompt": metadata.first_prompt,
+        "tag": metadata.tag,
+        "message_count": metadata.message_count,
+        "last_message": _glimpse_object(metadata.last_message) if metadata.last_message else None,
+        "usage": metadata.usage,
+        "size_bytes": metadata.size_bytes,
+    }
+
+
+def _glimpse_object(glimpse: "Glimpse") -> GlimpseObject:
+    return {
+        "uuid": glimpse.uuid,
+        "type": glimpse.type,
+        "preview": glimpse.preview,
+        "timestamp": glimpse.timestamp,
+    }
 
 
 def branch_object(branch: "Branch") -> BranchObject:
@@ -161,7 +269,7 @@ def branch_object(branch: "Branch") -> BranchObject:
         "title": branch.title,
         "status": "deleted" if mapping is None else "running" if branch.running else "idle",
         "parent_message_id": mapping.parent_message_id if mapping else None,
-        "branch_point": dataclasses.asdict(branch.point) if branch.point else None,
+        "branch_point": _glimpse_object(branch.point) if branch.point else None,
         "last_activity": _rfc3339(mapping.updated_at) if mapping else None,
         "children": [branch_object(child) for child in branch.children],
     }

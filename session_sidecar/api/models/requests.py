@@ -12,8 +12,10 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
+    StrictBool,
     Tag,
     TypeAdapter,
+    WithJsonSchema,
     model_validator,
 )
 
@@ -25,6 +27,10 @@ from session_store import Cursor, ThreadKey
 MAX_ID_CHARS = 256
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _UNSOUND = re.compile("[\x00-\x1f\x7f-\x9f\ufffd\ud800-\udfff]")
+# The same for the document, as ECMA-262 has it. What is blank to Python is a little more, and U+FEFF is not.
+_SOUND = r"[^\x00-\x1f\x7f-\x9f\ufffd]"
+_SEEN = r"(?:[^\s\x00-\x1f\x7f-\x9f\ufffd]|\ufeff)"
+_NOT_BLANK = r"[^\s\x1c-\x1f\x85]|\ufeff"
 
 
 def _opaque_id(value: str) -> str:
@@ -43,10 +49,22 @@ def _text(value: str) -> str:
     return value
 
 
-ID = Annotated[str, Field(min_length=1, max_length=MAX_ID_CHARS), AfterValidator(_opaque_id)]
-Text = Annotated[str, AfterValidator(_text)]
+def _pattern(pattern: str) -> Any:
+    """For the document alone: what is checked says more of what is wrong."""
+    return Field(json_schema_extra={"pattern": pattern})
+
+
+ID = Annotated[str, Field(min_length=1, max_length=MAX_ID_CHARS), AfterValidator(_opaque_id), _pattern(f"^{_SOUND}*$")]
+Text = Annotated[str, AfterValidator(_text), _pattern(_NOT_BLANK)]
 _POSITION = TypeAdapter(tuple[int, ID, ID], config=ConfigDict(strict=True))  # `true` and 1.0 are no times
-Label = Annotated[str, Field(max_length=MAX_ID_CHARS), AfterValidator(_text), AfterValidator(_opaque_id)]
+Label = Annotated[
+    str,
+    Field(max_length=MAX_ID_CHARS),
+    AfterValidator(_text),
+    AfterValidator(_opaque_id),
+    _pattern(f"^{_SOUND}*{_SEEN}{_SOUND}*$"),
+]
+Name = Annotated[str, Field(min_length=1, max_length=MAX_ID_CHARS)]
 
 
 def encode(cursor: Cursor) -> str:
@@ -69,8 +87,8 @@ class _Model(BaseModel):
 class Thread(_Model):
     """The key of a mapping."""
 
-    thread_id: ID
-    resource_id: ID
+    thread_id: Annotated[ID, Field(description="your own name for the conversation", examples=["t1"])]
+    resource_id: Annotated[ID, Field(description="whose it is: a user, a workspace, a tenant", examples=["alice"])]
 
     @property
     def key(self) -> ThreadKey:
@@ -111,7 +129,7 @@ class DocumentBlock(_Model):
     source: Source
     title: str | None = None
     context: str | None = None
-    citations: dict[str, bool] | None = None
+    citations: dict[str, StrictBool] | None = None
     cache_control: dict[str, str] | None = None
 
 
@@ -126,10 +144,19 @@ Content = Annotated[
 
 
 class _TurnOptions(_Model):
-    agent: Annotated[str, Field(min_length=1, max_length=MAX_ID_CHARS)] = "default"
-    multitask_strategy: Literal["reject", "enqueue", "interrupt"] = "reject"
-    on_disconnect: Literal["continue", "cancel"] = "continue"
-    if_missing: Literal["restart", "fail"] = "restart"
+    agent: Annotated[Name, Field(description="which of the operator's presets answers")] = "default"
+    multitask_strategy: Annotated[
+        Literal["reject", "enqueue", "interrupt"],
+        Field(description="while a turn runs on the thread: refuse this one, let it wait, or stop the other"),
+    ] = "reject"
+    on_disconnect: Annotated[
+        Literal["continue", "cancel"],
+        Field(description="when the last reader has left: go on without one, or interrupt the turn"),
+    ] = "continue"
+    if_missing: Annotated[
+        Literal["restart", "fail"],
+        Field(description="the SDK has lost the transcript: begin anew, or answer 410 and change nothing"),
+    ] = "restart"
 
     def _turn(self, key: ThreadKey, message: str | list[Any], **more: Any) -> TurnRequest:
         content = message if isinstance(message, str) else [block.model_dump(exclude_none=True) for block in message]
@@ -147,7 +174,7 @@ class _TurnOptions(_Model):
 class ChatRequest(Thread, _TurnOptions):
     """The body of `POST /v1/chat`."""
 
-    message: Content
+    message: Annotated[Content, Field(examples=["My name is Ada"])]
 
     def turn(self) -> TurnRequest:
         """The turn that is asked for."""
@@ -157,9 +184,9 @@ class ChatRequest(Thread, _TurnOptions):
 class ForkRequest(Thread, _TurnOptions):
     """The body of `POST /v1/chat/fork`."""
 
-    from_thread_id: ID
-    at_message_id: Annotated[str, Field(min_length=1, max_length=MAX_ID_CHARS)] | None = None
-    message: Content | None = None
+    from_thread_id: Annotated[ID, Field(description="the thread that is branched, of the same resource")]
+    at_message_id: Annotated[Name | None, Field(description="where to branch; by default at the end")] = None
+    message: Annotated[Content | None, Field(description="without one the model is not called")] = None
 
     @property
     def parent(self) -> ThreadKey:
@@ -176,7 +203,7 @@ class ForkRequest(Thread, _TurnOptions):
 class WarmRequest(Thread):
     """The body of `POST /v1/session/warm`."""
 
-    agent: Annotated[str, Field(min_length=1, max_length=MAX_ID_CHARS)] = "default"
+    agent: Annotated[Name, Field(description="which of the operator's presets will answer")] = "default"
 
 
 def _canonical(value: str) -> str:
@@ -188,12 +215,14 @@ def _canonical(value: str) -> str:
 class Adoption(Thread):
     """The body of `PUT /v1/session`."""
 
-    sdk_session_id: Annotated[str, AfterValidator(_canonical)]
+    sdk_session_id: Annotated[str, AfterValidator(_canonical), _pattern(r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")]
 
 
 class _Deletion(_Model):
-    transcript: Literal["keep", "delete"] = "keep"
-    force: bool = False
+    transcript: Annotated[
+        Literal["keep", "delete"], Field(description="whether the SDK's transcript goes too, for good")
+    ] = "keep"
+    force: Annotated[bool, Field(description="stop a running turn first")] = False
 
 
 class DeleteQuery(Thread, _Deletion):
@@ -209,11 +238,19 @@ class EraseQuery(_Deletion):
 class SessionQuery(Thread):
     """The query of `GET /v1/session`. Without `metadata` no transcript is touched."""
 
-    metadata: bool = True
+    metadata: Annotated[bool, Field(description="`false`: the mapping alone")] = True
+
+
+def _something_to_change(schema: dict[str, Any]) -> None:
+    for name in ("title", "tag"):
+        del schema["properties"][name]["default"]
+    schema["minProperties"] = 3  # the key, and one of them
 
 
 class SessionPatch(Thread):
     """The body of `PATCH /v1/session`. A tag of null takes it away; what is not named stays."""
+
+    model_config = ConfigDict(json_schema_extra=_something_to_change)
 
     title: Label = ""
     tag: Label | None = None
@@ -234,22 +271,27 @@ class MessagesQuery(Thread):
     """The query of `GET /v1/session/messages`. `after` is the uuid of a message, taken from `next`."""
 
     limit: Annotated[int, Field(ge=1, le=200)] = 50
-    after: ID | None = None
-    order: Literal["asc", "desc"] = "asc"
-    include: Literal["compacted"] | None = None
+    after: Annotated[ID | None, Field(description="the `next` of the page before")] = None
+    order: Annotated[Literal["asc", "desc"], Field(description="`desc`: the last page first")] = "asc"
+    include: Annotated[
+        Literal["compacted"] | None, Field(description="what came before a compaction of the conversation too")
+    ] = None
+
+
+_CURSOR = WithJsonSchema({"type": "string", "description": "the `next` of the page before"})
 
 
 class ListQuery(_Model):
     """The query of `GET /v1/sessions`. `q` is looked for in titles and first prompts, without regard to case."""
 
-    resource_id: ID | None = None
+    resource_id: Annotated[ID | None, Field(description="whose; all without one")] = None
     limit: Annotated[int, Field(ge=1, le=200)] = 50
-    after: Annotated[Cursor, BeforeValidator(_decode)] | None = None
-    order: Literal["asc", "desc"] = "desc"
-    thread_id_prefix: ID | None = None
-    parent_thread_id: ID | None = None
-    include: Literal["metadata"] | None = None
-    q: Label | None = None
+    after: Annotated[Cursor, BeforeValidator(_decode), _CURSOR] | None = None
+    order: Annotated[Literal["asc", "desc"], Field(description="`desc`: newest first")] = "desc"
+    thread_id_prefix: Annotated[ID | None, Field(description="those whose thread's name begins so")] = None
+    parent_thread_id: Annotated[ID | None, Field(description="the forks of this one; needs a `resource_id`")] = None
+    include: Annotated[Literal["metadata"] | None, Field(description="what the transcripts tell")] = None
+    q: Annotated[Label | None, Field(description="looked for in titles and first prompts")] = None
 
     @model_validator(mode="after")
     def _parent_has_its_resource(self) -> Self:

@@ -1,0 +1,271 @@
+"""The OpenAPI document: made of the table of calls, and of the models that validate and render.
+
+https://spec.openapis.org/oas/v3.1.0.html. 3.1 has no word for a stream of events: as tools read it, the schema of a
+`text/event-stream` is that of one event, and 3.2 has shown how to write it.
+"""
+
+from collections.abc import Iterable, Sequence
+from http import HTTPStatus
+from typing import Any, Literal
+
+from pydantic import TypeAdapter
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
+
+from session_sidecar import __version__
+from session_sidecar.api.frames import EVENT_ID
+from session_sidecar.api.http import Call, Nothing
+from session_sidecar.api.models import answers
+from session_sidecar.api.models.requests import MAX_ID_CHARS
+from session_sidecar.api.problems import OF_NO_CALL, PROBES, problems_of, title
+from session_sidecar.errors import SidecarError
+
+Json = dict[str, Any]
+
+_REF = "#/components/schemas/{model}"
+_DESCRIPTION = """\
+Which Claude Agent SDK session belongs to which chat thread, and its turns as server-sent events.
+
+Unknown fields and parameters are refused. A path that is none is answered 404 `not_found`, a method that a path does
+not take 405 `method_not_allowed` with the header `Allow`; a path that takes GET takes HEAD too.
+"""
+_MEDIA: dict[Any, tuple[str, ...]] = {
+    answers.TurnAnswer: ("text/event-stream", "application/json"),  # by what the caller accepts
+    answers.Html: ("text/html",),
+}
+_OF_STREAMS = (answers.SessionEvent, answers.SdkMessage, answers.EndEvent)
+_MAY_COME_AGAIN = (409, 429, 502, 503, 507)
+
+_HEADERS: Json = {
+    "X-Request-Id": {
+        "description": "What the server's log calls this request: the caller's own, if that was a sane one.",
+        "required": True,
+        "schema": {"type": "string", "pattern": "^[A-Za-z0-9._:-]{1,128}$"},
+    },
+    "Retry-After": {
+        "description": "After how many seconds it may go better.",
+        "schema": {"type": "integer", "minimum": 0},
+    },
+    "Allow": {"description": "What the path takes.", "required": True, "schema": {"type": "string"}},
+    "WWW-Authenticate": {"description": "`Bearer`: a token is needed.", "schema": {"type": "string"}},
+    "Cache-Control": {"description": "Of a stream.", "schema": {"const": "no-store, no-transform"}},
+    "X-Accel-Buffering": {"description": "Of a stream: nginx keeps nothing of it back.", "schema": {"const": "no"}},
+}
+_PARAMETERS: Json = {
+    "X-Request-Id": {
+        "name": "X-Request-Id",
+        "in": "header",
+        "description": "What the response and the log are to call this request: 1 to 128 of `A-Za-z0-9._:-`. Anything "
+        "else is replaced.",
+        "schema": {"type": "string"},
+    },
+    "Idempotency-Key": {
+        "name": "Idempotency-Key",
+        "in": "header",
+        "description": "A retry with the same key and body joins or replays the turn that the first attempt began.",
+        # Servers take the spaces at its ends away.
+        "schema": {"type": "string", "pattern": f"^[!-~](?:[ -~]{{0,{MAX_ID_CHARS - 2}}}[!-~])?$"},
+    },
+    "Last-Event-ID": {
+        "name": "Last-Event-ID",
+        "in": "header",
+        "description": "Go on after this event: `<turn_id>-<n>`. It names its turn, and none is started.",
+        "schema": {"type": "string", "pattern": f"^(?:{EVENT_ID})?$"},
+    },
+}
+
+
+def document(calls: Sequence[Call[Any]]) -> Json:
+    """The whole document."""
+    schemas = _Schemas(calls)
+    paths: dict[str, Json] = {}
+    for call in calls:
+        paths.setdefault(call.path, {})[call.method.lower()] = _operation(call, schemas)
+    no_calls = {problem.__name__: _problems(problem.status, [problem]) for problem in OF_NO_CALL}
+    no_calls["MethodNotAllowed"]["headers"]["Allow"] = _ref("headers", "Allow")
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "session-sidecar",
+            "version": __version__,
+            "description": _DESCRIPTION,
+            "license": {"name": "MIT", "identifier": "MIT"},
+        },
+        "servers": [{"url": "/"}],
+        "security": [{}, {"bearer": []}],
+        "paths": paths,
+        "components": {
+            "schemas": dict(sorted(schemas.components.items())),
+            "responses": no_calls,
+            "parameters": _PARAMETERS,
+            "headers": _HEADERS,
+            "securitySchemes": {
+                "bearer": {
+                    "type": "http",
+                    "scheme": "bearer",
+                    "description": "Where the operator has set tokens.",
+                }
+            },
+        },
+    }
+
+
+class _Untitled(GenerateJsonSchema):
+    """Without a title for each field, which would be its name once more."""
+
+    def field_title_should_be_set(self, schema: Any) -> bool:
+        """Never."""
+        return False
+
+
+class _Schemas:
+    """The shapes of bodies and answers, each once among the components."""
+
+    def __init__(self, calls: Iterable[Call[Any]]) -> None:
+        asked = {call.asks for call in calls if call.has_body}
+        answered = {shape for call in calls for shape in call.answers.values() if shape is not None}
+        shapes = [*asked, *answered, *_OF_STREAMS, answers.Problem]
+        self._named, made = TypeAdapter.json_schemas(
+            [(shape, "validation", TypeAdapter(shape)) for shape in sorted(shapes, key=str)],
+            ref_template=_REF,
+            schema_generator=_Untitled,
+        )
+        self.components: Json = {**made["$defs"], **_STREAMS}
+
+    def of(self, shape: Any) -> JsonSchemaValue:
+        """A body's or an answer's schema."""
+        return self._named[shape, "validation"]
+
+
+def _operation(call: Call[Any], schemas: _Schemas) -> Json:
+    summary, _, more = _told(call).partition("\n\n")
+    operation: Json = {
+        "operationId": call.handler.__name__,
+        "summary": " ".join(summary.split()),
+        "parameters": [*([] if call.has_body else _query(call)), *_header_parameters(call)],
+        "responses": {str(status): _answer(call, status, schemas) for status in sorted(call.answers)},
+    }
+    if more:
+        operation["description"] = more
+    if call.has_body:
+        operation["requestBody"] = {
+            "required": True,
+            "content": {"application/json": {"schema": schemas.of(call.asks)}},
+        }
+    if call.path in PROBES:
+        operation["security"] = []
+    problems = problems_of(call)
+    for status in sorted({problem.status for problem in problems}):
+        operation["responses"][str(status)] = _problems(status, [p for p in problems if p.status == status])
+    return operation
+
+
+def _told(call: Call[Any]) -> str:
+    """What the handler's docstring says of the call, without its name."""
+    lines = (line.strip() for line in (call.handler.__doc__ or "").strip().splitlines())
+    text = "\n".join(lines).removeprefix(f"`{call.method} {call.path}`: ")
+    return text[:1].upper() + text[1:]
+
+
+def _query(call: Call[Any]) -> list[Json]:
+    if call.asks is Nothing:
+        return []
+    schema = call.asks.model_json_schema(schema_generator=_Untitled)
+    return [_parameter(name, field, name in schema.get("required", ())) for name, field in schema["properties"].items()]
+
+
+def _parameter(name: str, schema: Json, required: bool) -> Json:
+    """A field of a query: left out it is null, but null cannot be sent."""
+    schema = dict(schema)
+    about = {key: schema.pop(key) for key in ("description",) if key in schema}
+    if "anyOf" in schema and {"type": "null"} in (either := schema.pop("anyOf")):
+        schema |= next(one for one in either if one != {"type": "null"})
+        del schema["default"]
+    about |= {key: schema.pop(key) for key in ("description",) if key in schema}
+    return {"name": name, "in": "query", "required": required, **about, "schema": schema}
+
+
+def _header_parameters(call: Call[Any]) -> list[Json]:
+    names = ["X-Request-Id"]
+    if answers.TurnAnswer in call.answers.values():
+        names += ["Idempotency-Key", "Last-Event-ID"] if call.has_body else ["Last-Event-ID"]
+    return [_ref("parameters", name) for name in names]
+
+
+def _answer(call: Call[Any], status: int, schemas: _Schemas) -> Json:
+    shape = call.answers[status]
+    response: Json = {"description": HTTPStatus(status).phrase, "headers": _headers("X-Request-Id")}
+    if shape is not None:
+        media = _MEDIA.get(shape, ("application/json",))
+        response["content"] = {kind: {"schema": schemas.of(shape)} for kind in media}
+        if "text/event-stream" in media:
+            response["content"]["text/event-stream"] = {
+                "schema": _ref("schemas", "ServerSentEvent"),
+                "example": _EXAMPLE,
+            }
+            response["headers"] |= _headers("Cache-Control", "X-Accel-Buffering")
+    return response
+
+
+def _problems(status: int, problems: Sequence[type[SidecarError]]) -> Json:
+    """One response for all problems of a status."""
+    codes = {"properties": {"code": {"enum": [problem.code for problem in problems]}, "status": {"const": status}}}
+    response: Json = {
+        "description": "\n".join(f"- `{problem.code}`: {title(problem)}" for problem in problems),
+        "headers": _headers("X-Request-Id"),
+        "content": {"application/problem+json": {"schema": {**_ref("schemas", "Problem"), **codes}}},
+    }
+    if status in _MAY_COME_AGAIN:
+        response["headers"] |= _headers("Retry-After")
+    if status == 401:
+        response["headers"] |= _headers("WWW-Authenticate")
+    return response
+
+
+def _headers(*names: str) -> Json:
+    return {name: _ref("headers", name) for name in names}
+
+
+def _ref(kind: Literal["schemas", "headers", "parameters"], name: str) -> Json:
+    return {"$ref": f"#/components/{kind}/{name}"}
+
+
+def _event(name: Json, data: type) -> Json:
+    schema = {"contentMediaType": "application/json", "contentSchema": _ref("schemas", data.__name__)}
+    return {"properties": {"event": name, "data": schema}}
+
+
+_STREAMS: Json = {
+    "ServerSentEvent": {
+        "description": "One event of a stream: `session` first, then the SDK's messages, `end` last. Between them come "
+        "comments, `: ping`, every few seconds. `id` is `<turn_id>-<n>`, `event` the `type` of what is in `data`: one "
+        "line of JSON in ASCII.",
+        "type": "object",
+        "properties": {
+            "id": {"type": "string", "pattern": f"^{EVENT_ID}$"},
+            "event": {"type": "string"},
+            "data": {"type": "string"},
+        },
+        "required": ["id", "event", "data"],
+        "oneOf": [
+            _event({"const": "session"}, answers.SessionEvent),
+            _event({"not": {"enum": ["session", "end"]}}, answers.SdkMessage),
+            _event({"const": "end"}, answers.EndEvent),
+        ],
+    },
+}
+_EXAMPLE = """\
+id: 63df1c2f-58a1-4c0e-9d0c-2c5b8d3a7e11-1
+event: session
+data: {"type":"session","thread_id":"t1","resource_id":"alice",…}
+
+id: 63df1c2f-58a1-4c0e-9d0c-2c5b8d3a7e11-2
+event: assistant
+data: {"type":"assistant",…}
+
+: ping
+
+id: 63df1c2f-58a1-4c0e-9d0c-2c5b8d3a7e11-3
+event: end
+data: {"type":"end","status":"completed","sdk_session_id":"eb142690-3a0c-4f9b-8a59-6a1f6a6f7a3e","error":null}
+
+"""

@@ -1,0 +1,112 @@
+"""Which problems a call can have: its own, and those of all calls. docs/problems.md is written from it:
+
+python -m session_sidecar.api.problems > docs/problems.md
+"""
+
+import sys
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from session_sidecar import errors
+from session_sidecar.api.http import Call, Nothing
+from session_sidecar.errors import SidecarError
+
+PROBES = ("/healthz", "/readyz")
+
+
+def _every(_: Call[Any]) -> bool:
+    return True
+
+
+def _is_for_tokens(call: Call[Any]) -> bool:
+    return call.path not in PROBES
+
+
+def _reads_the_map(call: Call[Any]) -> bool:
+    return call.path.startswith("/v1/") or call.path == "/readyz"
+
+
+# What is the same for all calls of a kind. It comes before a call is looked at, or keeps it from being answered.
+_COMMON: tuple[tuple[Callable[[Call[Any]], bool], tuple[type[SidecarError], ...]], ...] = (
+    (
+        _every,
+        (
+            errors.ForbiddenOrigin,
+            errors.RequestTimeout,
+            errors.ForbiddenHost,
+            errors.HeaderTooLarge,
+            errors.InternalError,
+        ),
+    ),
+    (_is_for_tokens, (errors.Unauthorized,)),
+    (lambda call: call.method != "GET", (errors.ReadOnlyToken,)),
+    (lambda call: (call.method, call.path) == ("PUT", "/v1/session"), (errors.UnrestrictedOnly,)),
+    (lambda call: call.asks is not Nothing, (errors.InvalidRequest,)),
+    (
+        lambda call: call.has_body,
+        (errors.InvalidJson, errors.BodyTooLarge, errors.UnsupportedMediaType, errors.TooManyUploads),
+    ),
+    (_reads_the_map, (errors.StoreFailed,)),
+)
+# What no call has, but a request that is none.
+OF_NO_CALL: tuple[type[SidecarError], ...] = (errors.NotFound, errors.MethodNotAllowed)
+
+
+def problems_of(call: Call[Any]) -> list[type[SidecarError]]:
+    """Every problem that a call can be answered with, by status."""
+    common = [problem for applies, problems in _COMMON if applies(call) for problem in problems]
+    return sorted({*call.problems, *common}, key=_in_order)
+
+
+def title(problem: type[SidecarError]) -> str:
+    """What it says in one line."""
+    return (problem.__doc__ or "").strip()
+
+
+def page(calls: Iterable[Call[Any]]) -> str:
+    """docs/problems.md: each code, its status and title, and which calls have it."""
+    having: dict[type[SidecarError], list[str]] = {problem: [] for problem in OF_NO_CALL}
+    names = []
+    for call in calls:
+        names.append(f"`{call.method} {call.path}`")
+        for problem in problems_of(call):
+            having.setdefault(problem, []).append(names[-1])
+    rows = (
+        f"| `{problem.code}` | {problem.status} | {title(problem)} | {_listed(having[problem], names)} |"
+        for problem in sorted(having, key=_in_order)
+    )
+    return _PAGE.format(rows="\n".join(rows))
+
+
+def _listed(having: list[str], names: list[str]) -> str:
+    if not having:
+        return "none: there is no such call"
+    if len(having) == len(names):
+        return "all"
+    if len(having) > len(names) // 2:
+        return "all but " + ", ".join(name for name in names if name not in having)
+    return ", ".join(having)
+
+
+def _in_order(problem: type[SidecarError]) -> tuple[int, str]:
+    return problem.status, problem.code
+
+
+_PAGE = """\
+# Problems
+
+Errors are `application/problem+json` (RFC 9457) with a stable `code`: that is what programs go by. `detail` says what
+was wrong and what to do, `request_id` is in the server's log too, `retry_after` (seconds) is the `Retry-After` header.
+The `error` of an `end` event has the same members, but for the `request_id`.
+
+| code | status | title | calls |
+|---|---|---|---|
+{rows}
+
+Written by `python -m session_sidecar.api.problems > docs/problems.md`.
+"""
+
+if __name__ == "__main__":
+    from session_sidecar.api.routes import CALLS
+
+    sys.stdout.write(page(CALLS))
