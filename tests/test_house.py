@@ -90,6 +90,7 @@ def test_the_wheel_installs_two_packages_and_nothing_else(installed: Path) -> No
     packages = {path.name for path in installed.iterdir() if not path.name.endswith(".dist-info")}
     assert packages == {"session_store", HOUSE}
     assert (installed / "session_store" / "schema.sql").exists()
+    assert (installed / HOUSE / "api" / "docs.html").exists()
 
 
 def test_somebodys_own_package_called_app_can_define_the_agents(installed: Path, tmp_path: Path) -> None:
