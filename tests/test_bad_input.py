@@ -16,6 +16,7 @@ KEY = {"thread_id": "bad", "resource_id": "alice"}
 CHAT = {**KEY, "message": "Hello"}
 FORK = {**KEY, "from_thread_id": "parent"}
 JSON = {"content-type": "application/json"}
+DOCUMENT = {"type": "document", "source": {"type": "text", "media_type": "text/plain", "data": "Tea."}}
 
 
 @pytest.fixture(autouse=True)
@@ -62,6 +63,7 @@ def refused(response: httpx.Response, status: int, code: str, field: str | None 
         ({"message": [{"type": "text", "text": " "}]}, "message.0.text"),
         ({"message": [{"type": "tool_result"}]}, "message.0"),
         ({"message": [{"type": "image", "source": {"type": "base64", "data": 5}}]}, "message.0.source.data"),
+        ({"message": [{**DOCUMENT, "citations": {"enabled": "yes"}}]}, "message.0.citations.enabled"),
         ({"agent": "nobody"}, "agent"),
         ({"agent": ""}, "agent"),
         ({"multitask_strategy": "rollback"}, "multitask_strategy"),
