@@ -12,13 +12,18 @@ from session_store.sqlite_file import copy_database, reserved
 _SQLITE = "sqlite://"
 
 
-async def open_session_map(url: str, *, read_only: bool = False) -> SessionMap:
+async def open_session_map(
+    url: str, *, read_only: bool = False, observe: Callable[[str, float], object] = lambda *_: None
+) -> SessionMap:
     """Open the session map at `sqlite://` and an absolute path; it is made if it is not there.
 
-    With `read_only`, beside the process that owns it. Raises StoreUnusable, having changed nothing.
+    With `read_only`, beside the process that owns it. Raises StoreUnusable, having changed nothing. `observe` is told
+    after each statement of what kind it was (get, add, replace, remove, page, check) and how many seconds it took.
     """
     path = _path(url)
-    return await (SqliteSessionMap.peek(path) if read_only else SqliteSessionMap.open(path))
+    session_map = await (SqliteSessionMap.peek(path) if read_only else SqliteSessionMap.open(path))
+    session_map.observe = observe
+    return session_map
 
 
 def back_up_session_map(url: str, copy: Path) -> int:

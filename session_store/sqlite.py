@@ -9,6 +9,7 @@ import logging
 import os
 import sqlite3
 import time
+from collections.abc import Callable
 from typing import Any, Self
 
 import aiosqlite
@@ -49,6 +50,7 @@ RETURNING *
 
 CHECK = "SELECT * FROM session_mappings LIMIT 1"
 CHECK_WRITING = f"PRAGMA user_version = {SCHEMA_VERSION}"  # it has that already, but is written all the same
+_KINDS = {GET: "get", ADD: "add", REPLACE: "replace", REMOVE: "remove", CHECK: "check", CHECK_WRITING: "check"}
 WRITING = frozenset((ADD, REPLACE, REMOVE, CHECK_WRITING))
 
 
@@ -60,6 +62,8 @@ class SqliteSessionMap:
         self._connection = connection
         self._closing: asyncio.Task[None] | None = None
         self._trouble: str | None = None  # what the last call failed with; a write that succeeds ends it
+        self.observe: Callable[[str, float], object] = lambda *_: None
+        """Told after each statement of what kind it was, and how many seconds it took."""
 
     @classmethod
     async def peek(cls, path: str | os.PathLike[str]) -> Self:
@@ -175,6 +179,7 @@ class SqliteSessionMap:
     async def _fetched(self, statement: str, parameters: dict[str, Any]) -> list[Any]:
         if self._closing is not None:
             raise StoreUnavailable
+        asked = time.perf_counter()
         try:
             try:
                 rows = list(await self._connection.execute_fetchall(statement, parameters))
@@ -183,6 +188,8 @@ class SqliteSessionMap:
         except StoreUnavailable as error:
             self._note_trouble(str(error))
             raise
+        finally:
+            self.observe(_KINDS.get(statement, "page"), time.perf_counter() - asked)
         if statement == CHECK_WRITING or (statement in WRITING and rows):  # one that finds no row writes nothing
             self._note_trouble(None)
         return rows
