@@ -27,6 +27,7 @@ from session_sidecar.api.front import HANDLERS, Front
 from session_sidecar.api.http import Services
 from session_sidecar.api.models.bodies import Bodies
 from session_sidecar.api.routes import CALLS
+from session_sidecar.observe.metrics import Metrics
 from session_sidecar.offline import OfflineModel
 from session_sidecar.server.shutdown import on_shutdown_signal
 from session_sidecar.sessions.changes import Changes
@@ -78,7 +79,8 @@ def create_app(settings: Settings) -> Starlette:
                 logger.warning("no real model answers: this is the built-in stand-in (see --model)")
             elif not credentials_configured(settings.claude_config):
                 logger.warning("no credentials were found, and no agent may bring its own: %s", MISSING)
-            session_map = await open_session_map(settings.database_url)
+            metrics = Metrics()
+            session_map = await open_session_map(settings.database_url, observe=metrics.statement)
             stack.push_async_callback(session_map.close)
             # From here on this home is ours alone, and so is every CLI that still runs in it.
             await asyncio.to_thread(end_orphans, settings.claude_config)
@@ -94,7 +96,10 @@ def create_app(settings: Settings) -> Starlette:
                 },
                 launcher=guarded_cli(settings.home.absolute()),
             )
-            turns = make_turns(settings, session_map, transcripts, agents, "offline" if offline else "live")
+            turns = make_turns(
+                settings, session_map, transcripts, agents, metrics, model="offline" if offline else "live"
+            )
+            metrics.watch(lambda: turns.load)
             stack.push_async_callback(turns.close)
             stack.push_async_callback(readers.close)  # first: no turn's end waits for a long fork
             stack.enter_context(on_shutdown_signal(turns.stop_all))
@@ -115,7 +120,7 @@ def create_app(settings: Settings) -> Starlette:
             gc.collect()
             gc.freeze()
             bodies = Bodies(settings.max_message_bytes)
-            app.state.services = Services(settings, access, turns, reading, changes, bodies)
+            app.state.services = Services(settings, access, turns, reading, changes, bodies, metrics)
             yield {"services": app.state.services}  # for the server's connections
 
     return Starlette(
@@ -146,11 +151,16 @@ def make_turns(
     session_map: SessionMap,
     transcripts: Transcripts,
     agents: Agents,
+    metrics: Metrics,
+    *,
     model: Literal["live", "offline"],
 ) -> Turns:
     """The turns of a sidecar, with what each of them passes through."""
     idle_seconds = settings.warm_idle_seconds
-    starts = Starts(os.cpu_count() or 1)
+    starts = Starts(
+        os.cpu_count() or 1,
+        on_start=metrics.process_started,
+    )
     pool = ProcessPool(warm=settings.most_warm_sessions, idle_seconds=idle_seconds, work_seconds=settings.turn_seconds)
     spares = Spares(starts, most=settings.spare_processes, idle_seconds=idle_seconds, make=maker(agents))
     exclusion, processes = Exclusion(queue_turns=settings.queue_turns), Processes(agents, starts, pool, spares)
@@ -163,6 +173,7 @@ def make_turns(
         processes=processes,
         afterwards=Afterwards(session_map, transcripts),
         settings=settings,
+        metrics=metrics,
         model=model,
     )
     return Turns(

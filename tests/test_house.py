@@ -15,6 +15,7 @@ HOUSE = "session_sidecar"
 FLOORS = (
     {"session_store"},
     {f"{HOUSE}.errors", f"{HOUSE}.settings", f"{HOUSE}.client", f"{HOUSE}.offline"},
+    {f"{HOUSE}.observe"},
     {f"{HOUSE}.agent"},
     {f"{HOUSE}.turns"},
     {f"{HOUSE}.sessions"},
@@ -28,6 +29,7 @@ SDK, HTTP, DATABASE = "claude_agent_sdk", ("starlette", "sse_starlette", "uvicor
 STRANGERS = {  # what a room must not know, though it lies no higher
     "session_store": (SDK, *HTTP),
     f"{HOUSE}.client": (SDK, *HTTP, *DATABASE, "session_store"),
+    f"{HOUSE}.observe": (SDK, *HTTP, *DATABASE, "session_store"),
     f"{HOUSE}.agent": (*HTTP, *DATABASE),
     f"{HOUSE}.turns": (SDK, *HTTP, *DATABASE),
     f"{HOUSE}.sessions": (SDK, *HTTP, *DATABASE),

@@ -1,16 +1,34 @@
 """What the SDK's messages say about a turn's answer."""
 
 import math
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from session_sidecar.agent.credentials import MISSING
 from session_sidecar.errors import AgentFailed, ApiFailed, NotConfigured, SidecarError, TurnLimit
+from session_sidecar.observe.metrics import Usage
 
 UNAUTHORIZED = (401,)
 SURE = 2  # refusals, after which credentials are wrong and not only old
 
 Message = dict[str, Any]
 """One SDK message as the CLI emitted it: what the TypeScript SDK documents as `SDKMessage`."""
+
+Tokens = Annotated[int, Field(ge=0)]
+
+
+class _ModelUsage(BaseModel):
+    """What a result says of one model."""
+
+    input: Tokens = Field(alias="inputTokens")
+    output: Tokens = Field(alias="outputTokens")
+    cache_read: Tokens = Field(alias="cacheReadInputTokens")
+    cache_creation: Tokens = Field(alias="cacheCreationInputTokens")
+    cost: float = Field(alias="costUSD", ge=0, allow_inf_nan=False)
+
+
+_usage_by_model = TypeAdapter(dict[str, _ModelUsage])
 
 
 def says_session(message: Message) -> bool:
@@ -32,6 +50,19 @@ def text_of(message: Message) -> str:
         return ""
     content = message["message"].get("content", [])
     return "".join(block.get("text", "") for block in content if block.get("type") == "text")
+
+
+def usage_of(result: Message) -> dict[str, Usage]:
+    """What has been used by model since the result before this one; empty where the CLI is too old to say that.
+
+    It is the one figure that can be summed up: `total_cost_usd` and `modelUsage` grow over a session's turns, and a
+    fork begins with its parent's; `usage` leaves subagents out. The CLI describes it so in its schema of messages.
+    """
+    try:
+        said = _usage_by_model.validate_python(result.get("model_usage_since_last_result", {}))
+    except ValidationError:
+        return {}
+    return {model: Usage(**used.model_dump()) for model, used in said.items()}
 
 
 def refused_of(retry: Message) -> SidecarError | None:

@@ -78,6 +78,11 @@ class ProcessPool:
         """The threads whose processes are at work in the background."""
         return [key for key, warm in self._warm.items() if warm.process.at_work]
 
+    @property
+    def resting(self) -> int:
+        """How many processes are connected and idle."""
+        return len(self._resting())
+
     def take(self, key: ThreadKey, now: Fingerprint) -> AgentProcess | None:
         """The process that is connected to this thread's session, if everything is as it was; else it is closed."""
         if not self.has(key, now):

@@ -65,6 +65,11 @@ class Spares:
             self._own(spare.process.close())
         return None
 
+    @property
+    def waiting(self) -> int:
+        """How many are connected, of all agents."""
+        return sum(map(len, self._waiting.values()))
+
     def give_back(self, agent: str, spare: Spare) -> None:
         """Take back a spare that was not needed."""
         if self._wants(agent):

@@ -7,7 +7,7 @@ a CLI says of itself when it is connected is noted here: its version, and whethe
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 from session_sidecar.agent.process import AgentProcess
 from session_sidecar.errors import AgentStartFailed, NotConfigured
@@ -18,9 +18,13 @@ AHEAD_SECONDS = 10.0  # for a start that no turn waits for; one that takes longe
 class Starts:
     """Every start of a CLI."""
 
-    def __init__(self, places: int) -> None:
-        """`places` is how many may start at once."""
+    def __init__(self, places: int, *, on_start: Callable[[str, bool], object] = lambda *_: None) -> None:
+        """`places` is how many may start at once.
+
+        `on_start` is told what each start was for, `turn` or `ahead`, and whether the process is connected.
+        """
         self._places = Places(places)
+        self._on_start = on_start
         self._ahead: set[AgentProcess] = set()
         self._closing = False
         self._unconfigured: dict[str, NotConfigured | None] = {}  # by preset, as its newest process said
@@ -32,7 +36,7 @@ class Starts:
         Raises AgentStartFailed, NotConfigured. One that is told to end while it waits fails at once.
         """
         async with self._places.place(unless=process.ended):
-            await self._start(process)
+            await self._start(process, "turn")
 
     def room_ahead(self) -> contextlib.AbstractAsyncContextManager[None]:
         """Wait for a core that no turn needs, and have it for `start_ahead`."""
@@ -47,7 +51,7 @@ class Starts:
         try:
             if self._closing:
                 raise AgentStartFailed("The sidecar is shutting down.")
-            await self._start(process, AHEAD_SECONDS)
+            await self._start(process, "ahead", AHEAD_SECONDS)
         finally:
             self._ahead.discard(process)
 
@@ -61,14 +65,16 @@ class Starts:
         self._closing = True
         await asyncio.gather(*(process.end() for process in self._ahead))
 
-    async def _start(self, process: AgentProcess, patience: float | None = None) -> None:
-        problem = None
+    async def _start(self, process: AgentProcess, purpose: str, patience: float | None = None) -> None:
+        problem, connected = None, False
         try:
             await process.start(patience)
+            connected = True
         except NotConfigured as error:
             problem = error.again()
             raise
         finally:
+            self._on_start(purpose, connected)
             if process.cli_version is not None:
                 self.version = process.cli_version
                 if process.preset is not None:

@@ -16,6 +16,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from session_sidecar.access.admission import PROBES, Access
+from session_sidecar.api.http import services
 from session_sidecar.api.routes import CALLS
 from session_sidecar.errors import (
     BodyTooLarge,
@@ -39,7 +40,8 @@ _CLOSING = (BodyTooLarge, MessageTooLarge, RequestTimeout, TooManyUploads)
 
 
 def problem(request: Request, error: SidecarError) -> Response:
-    """An error as RFC 9457 problem details."""
+    """An error as RFC 9457 problem details; it is counted."""
+    services(request).metrics.problem(error.code)
     headers = {"Retry-After": str(error.retry_after)} if error.retry_after is not None else {}
     if isinstance(error, Unauthorized):
         headers["WWW-Authenticate"] = "Bearer"
@@ -128,7 +130,7 @@ class Front:
             await self._admitted(scope)(scope, receive, send_with_id)
         finally:
             fields["ms"] = round((time.monotonic() - came) * 1000, 1)
-            probe = scope["path"] in PROBES and fields.get("status") == 200
+            probe = scope["path"] in (*PROBES, "/metrics") and fields.get("status") == 200
             logger.log(logging.DEBUG if probe else logging.INFO, "request", extra={"fields": fields})
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -1,4 +1,4 @@
-"""`/healthz`, `/readyz` and `/version`, as everyone expects."""
+"""`/healthz`, `/readyz`, `/version` and `/metrics`, as everyone expects."""
 
 import contextlib
 from importlib.metadata import version
@@ -9,6 +9,7 @@ from session_sidecar import __version__
 from session_sidecar.api.http import Incoming, Json, Nothing
 from session_sidecar.api.models import answers
 from session_sidecar.errors import SidecarError
+from session_sidecar.observe.metrics import CONTENT_TYPE
 
 
 async def healthz(_: Incoming[Nothing]) -> Response:
@@ -36,3 +37,8 @@ async def versions(call: Incoming[Nothing]) -> Response:
         "model": call.services.turns.model,
     }
     return Json(runs)
+
+
+async def metrics(call: Incoming[Nothing]) -> Response:
+    """The figures for Prometheus; docs/metrics.md lists them."""
+    return Response(call.services.metrics.exposition(), media_type=CONTENT_TYPE)

@@ -15,6 +15,7 @@ from starlette.types import Receive
 from session_sidecar.access.admission import Access, Caller
 from session_sidecar.api.models.bodies import Bodies, validated
 from session_sidecar.errors import InvalidRequest, SidecarError, UnsupportedMediaType
+from session_sidecar.observe.metrics import Metrics
 from session_sidecar.sessions.changes import Changes
 from session_sidecar.sessions.reading import Reading
 from session_sidecar.settings import Settings
@@ -34,6 +35,7 @@ class Services:
     reading: Reading
     changes: Changes
     bodies: Bodies
+    metrics: Metrics
 
 
 class Incoming(Generic[M]):

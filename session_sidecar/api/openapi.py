@@ -31,6 +31,7 @@ not take 405 `method_not_allowed` with the header `Allow`; a path that takes GET
 _MEDIA: dict[Any, tuple[str, ...]] = {
     answers.TurnAnswer: ("text/event-stream", "application/json"),  # by what the caller accepts
     answers.Html: ("text/html",),
+    answers.Figures: ("text/plain",),
 }
 _OF_STREAMS = (answers.SessionEvent, answers.SdkMessage, answers.EndEvent)
 _MAY_COME_AGAIN = (409, 429, 502, 503, 507)

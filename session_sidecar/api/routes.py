@@ -172,6 +172,7 @@ CALLS: tuple[Call[Any], ...] = (
         admits="anybody",
     ),
     Call("GET", "/version", health.versions, Nothing, {200: answers.Versions}),
+    Call("GET", "/metrics", health.metrics, Nothing, {200: answers.Figures}, admits="metrics"),
     Call("GET", "/openapi.json", _docs.openapi, Nothing, {200: answers.Json}, admits="anybody"),
     Call("GET", "/docs", _docs.page, Nothing, {200: answers.Html}, admits="anybody"),
 )

@@ -100,6 +100,12 @@ class Exclusion:
         """The threads that turns run on or wait for."""
         return [key for key in self._claims if self.turns(key)]
 
+    @property
+    def load(self) -> tuple[int, int]:
+        """How many turns have their thread, and how many wait for it."""
+        running = sum(self.running(key) is not None for key in self._claims)
+        return running, sum(len(self.turns(key)) for key in self._claims) - running
+
     def is_free(self, key: ThreadKey) -> bool:
         """Whether nobody has the thread."""
         return self._claims.holder(key) is None

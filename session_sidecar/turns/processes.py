@@ -174,6 +174,11 @@ class Processes:
         self._pool.stop()
         self._spares.stop()
 
+    @property
+    def idle(self) -> tuple[int, int]:
+        """How many processes wait for a turn: of a thread, and of a new one."""
+        return self._pool.resting, self._spares.waiting
+
     async def stop(self) -> None:
         """Keep no process from here on, and end those that are being started for turns yet to come."""
         self.keep_none()

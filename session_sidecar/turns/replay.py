@@ -57,6 +57,11 @@ class Replay:
         self._attempts: dict[_Key, _Attempt] = {}
         self._sweeping: asyncio.TimerHandle | None = None
 
+    @property
+    def held_bytes(self) -> int:
+        """The memory that is taken at the moment."""
+        return self._bytes
+
     def log(self) -> EventLog:
         """A log for a turn that is about to begin."""
         limits = self._settings

@@ -11,6 +11,7 @@ from session_sidecar.agent.messages import Message, is_init, says_session
 from session_sidecar.agent.process import AgentProcess, Prompt
 from session_sidecar.agent.transcripts import NOTHING
 from session_sidecar.errors import AgentFailed, SessionNotFound, public_error
+from session_sidecar.observe.metrics import Metrics
 from session_sidecar.settings import Settings
 from session_sidecar.turns.ending import Afterwards, dismiss, keep_time, stop_when_asked, unless_stopped
 from session_sidecar.turns.exclusion import Exclusion
@@ -36,6 +37,7 @@ class Story:
         processes: Processes,
         afterwards: Afterwards,
         settings: Settings,
+        metrics: Metrics,
         model: Literal["live", "offline"],
     ) -> None:
         """`model` is what `session` events say answers: `live` or `offline`."""
@@ -47,6 +49,7 @@ class Story:
         self._processes = processes
         self._after = afterwards
         self._settings = settings
+        self._metrics = metrics
 
     async def run(self, turn: Turn, claim: asyncio.Future[None]) -> None:
         """Claim the thread, look its session up, run the agent, follow its session ID, publish, release."""
@@ -141,7 +144,7 @@ class Story:
     def _end_before(self, turn: Turn) -> None:
         if turn.before is not None:
             self._publish_end(turn.before)
-            self._log(turn.before)
+            self._note(turn.before)
             turn.before = None
 
     async def _finish(self, turn: Turn, process: AgentProcess | None, tending: list[asyncio.Task[None]]) -> None:
@@ -165,11 +168,14 @@ class Story:
             if not turn.ended.is_set():
                 self._publish_end(turn)
             self._exclusion.leave(turn)
-            self._log(turn, exit=process.exit_status if process is not None else None)
+            self._note(turn, exit=process.exit_status if process is not None else None)
 
-    def _log(self, turn: Turn, **more: object) -> None:
+    def _note(self, turn: Turn, **more: object) -> None:
+        """Log how a turn has ended, and count it."""
+        summary = turn.summary()
         level = logging.WARNING if turn.status == "failed" else logging.INFO
-        logger.log(level, "turn", extra={"fields": {**turn.summary(), **more}})
+        logger.log(level, "turn", extra={"fields": {**summary, **more}})
+        self._metrics.turn_ended(summary, turn.usage)
 
     def _fail(self, turn: Turn, error: Exception) -> None:
         turn.error = public_error(error)

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from session_sidecar.agent.messages import Message, failure_of, refused_of, text_of
+from session_sidecar.agent.messages import Message, failure_of, refused_of, text_of, usage_of
 from session_sidecar.agent.transcripts import Revision
 from session_sidecar.errors import ApiFailed, NotSaved, SidecarError, TurnInterrupted, TurnTimeout
+from session_sidecar.observe.metrics import Usage
 from session_sidecar.turns.events import EventLog
 from session_store import ThreadKey
 
@@ -60,6 +61,7 @@ class Turn:
         self.status: Status = "queued"
         self.session: dict[str, Any] | None = None  # the newest `session` event
         self.result: Message | None = None  # until the end; then it is in the log
+        self.usage: dict[str, Usage] = {}  # by model, once there is a result
         self.text = ""  # of the newest answer; in the end, only where the result has none
         self.error: SidecarError | None = None
         self.began = asyncio.Event()  # the first `session` event is out, or there will be none
@@ -185,7 +187,7 @@ class Turn:
             if message.get("parent_tool_use_id") is None:
                 self.last_said, self._said_error = message.get("uuid"), message.get("error")
         elif kind == "result":
-            self.result = message
+            self.result, self.usage = message, usage_of(message)
         elif kind == "system" and message.get("subtype") == "api_retry":
             self._last_retry = message
             if refused := refused_of(message):

@@ -9,6 +9,7 @@ from session_sidecar.agent.agents import Agents
 from session_sidecar.agent.process import AgentProcess
 from session_sidecar.agent.transcripts.transcripts import Transcripts
 from session_sidecar.errors import SessionNotFound, ShuttingDown, SidecarError, TooManyTurns, TooManyTurnsOfResource
+from session_sidecar.observe.metrics import Load
 from session_sidecar.settings import Settings
 from session_sidecar.turns.exclusion import Exclusion
 from session_sidecar.turns.plan import Planner
@@ -170,6 +171,13 @@ class Turns:
         await self._map.check()
         await self._transcripts.check_saving()
         await self.cli_version()
+
+    @property
+    def load(self) -> Load:
+        """What there is at the moment."""
+        (running, queued), (warm, spare) = self._exclusion.load, self._processes.idle
+        working = len(self._processes.working_for())
+        return Load(running, queued, warm, spare, working, self._replay.held_bytes)
 
     def _admit(self, resource_id: str) -> None:
         """Raise TooManyTurns, TooManyTurnsOfResource."""

@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # `written` runs in the process that reads long transcripts, 
 
 Json = dict[str, Any]
 Html = NewType("Html", str)
+Figures = NewType("Figures", str)  # as Prometheus reads them
 
 
 class FieldError(TypedDict):
