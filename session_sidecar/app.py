@@ -159,6 +159,7 @@ def make_turns(
     idle_seconds = settings.warm_idle_seconds
     starts = Starts(
         os.cpu_count() or 1,
+        for_one_turn=settings.most_warm_sessions == 0,
         on_start=metrics.process_started,
     )
     pool = ProcessPool(warm=settings.most_warm_sessions, idle_seconds=idle_seconds, work_seconds=settings.turn_seconds)

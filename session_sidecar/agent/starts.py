@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import AsyncIterator, Callable
+from contextvars import Context
 
 from session_sidecar.agent.process import AgentProcess
 from session_sidecar.errors import AgentStartFailed, NotConfigured
@@ -18,12 +19,15 @@ AHEAD_SECONDS = 10.0  # for a start that no turn waits for; one that takes longe
 class Starts:
     """Every start of a CLI."""
 
-    def __init__(self, places: int, *, on_start: Callable[[str, bool], object] = lambda *_: None) -> None:
-        """`places` is how many may start at once.
+    def __init__(
+        self, places: int, *, for_one_turn: bool = False, on_start: Callable[[str, bool], object] = lambda *_: None
+    ) -> None:
+        """`places` is how many may start at once; `for_one_turn` that no process is kept for a second turn.
 
         `on_start` is told what each start was for, `turn` or `ahead`, and whether the process is connected.
         """
         self._places = Places(places)
+        self._for_one_turn = for_one_turn
         self._on_start = on_start
         self._ahead: set[AgentProcess] = set()
         self._closing = False
@@ -67,8 +71,10 @@ class Starts:
 
     async def _start(self, process: AgentProcess, purpose: str, patience: float | None = None) -> None:
         problem, connected = None, False
+        # The SDK gives a process the trace of whoever starts it, and the CLI takes all turns to come for parts of that.
+        context = None if purpose == "turn" and self._for_one_turn else Context()
         try:
-            await process.start(patience)
+            await asyncio.create_task(process.start(patience), context=context)
             connected = True
         except NotConfigured as error:
             problem = error.again()

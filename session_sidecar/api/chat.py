@@ -16,6 +16,7 @@ from session_sidecar.api.models import answers
 from session_sidecar.api.models.answers import session_object
 from session_sidecar.api.models.requests import MAX_ID_CHARS, ChatRequest, ForkRequest, Thread
 from session_sidecar.errors import InvalidRequest
+from session_sidecar.observe.tracing import as_the_caller_says
 from session_sidecar.sessions.reading import Session
 from session_sidecar.turns.events import CHUNK_BYTES
 from session_sidecar.turns.turn import Turn, TurnRequest
@@ -67,7 +68,9 @@ def _begin(call: Incoming[Any], turn: TurnRequest) -> Response:
         raise InvalidRequest("Nothing was started. See `errors`.", [{"field": "Idempotency-Key", "message": message}])
     at = _last_event_id(call.request)
     request = replace(turn, idempotency_key=key, request_id=call.request.state.request_id)
-    return _from(call, call.services.turns.begin(request, at.turn_id if at else None), at)
+    with as_the_caller_says(call.request.headers):
+        begun = call.services.turns.begin(request, at.turn_id if at else None)
+    return _from(call, begun, at)
 
 
 def _from(call: Incoming[Any], turn: Turn, at: Position | None) -> Response:

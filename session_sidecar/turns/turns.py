@@ -10,6 +10,7 @@ from session_sidecar.agent.process import AgentProcess
 from session_sidecar.agent.transcripts.transcripts import Transcripts
 from session_sidecar.errors import SessionNotFound, ShuttingDown, SidecarError, TooManyTurns, TooManyTurnsOfResource
 from session_sidecar.observe.metrics import Load
+from session_sidecar.observe.tracing import in_a_span
 from session_sidecar.settings import Settings
 from session_sidecar.turns.exclusion import Exclusion
 from session_sidecar.turns.plan import Planner
@@ -74,7 +75,7 @@ class Turns:
         self._agents.check(request.agent)
         self._admit(request.key.resource_id)
         turn = Turn(request, self._replay.log())
-        self._own(self._story.run(turn, self._exclusion.enter(turn)))
+        self._own(in_a_span(turn, request.agent, self._story.run(turn, self._exclusion.enter(turn))))
         self._replay.keep(turn)
         return turn
 
@@ -148,7 +149,8 @@ class Turns:
         if self._closing:
             return  # the process is about to be closed
         turn = Turn(TurnRequest(key, "", agent=agent), self._replay.log(), "background")
-        self._own(self._story.run_background(turn, self._exclusion.enter(turn), process))
+        story = self._story.run_background(turn, self._exclusion.enter(turn), process)
+        self._own(in_a_span(turn, agent, story))
 
     def warm_up(self, key: ThreadKey, agent: str) -> None:
         """Connect a process to a thread when there is time: its person has just opened it. Raises UnknownAgent."""
