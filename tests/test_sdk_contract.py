@@ -489,6 +489,43 @@ class TestMessages:
         assert second["total_cost_usd"] > first["total_cost_usd"] > 0
         assert 0 < second["usage"]["output_tokens"] < 2 * first["usage"]["output_tokens"]
 
+    async def test_what_was_used_since_the_last_result_adds_up_to_the_total_over_a_resume_and_a_fork(
+        self, connect: Connect, model: FaultyModel
+    ) -> None:
+        session, results = str(uuid.uuid4()), []
+        async with connect(session_id=session) as cli:
+            results += [(await cli.turn("one"))[-1], (await cli.turn("two"))[-1]]
+        async with connect(resume=session) as cli:
+            results += [(await cli.turn("three"))[-1]]
+        async with connect(resume=session, fork_session=True) as cli:
+            results += [(await cli.turn("four"))[-1]]
+        used = [one for result in results for one in result["model_usage_since_last_result"].values()]
+        assert sum(one["costUSD"] for one in used) == pytest.approx(results[-1]["total_cost_usd"])
+        (total,) = results[-1]["modelUsage"].values()
+        assert sum(one["outputTokens"] for one in used) == total["outputTokens"] > 0
+
+    async def test_all_turns_of_a_process_are_parts_of_the_trace_in_its_environment(
+        self, options: Callable[..., ClaudeAgentOptions], connect: Connect, model: FaultyModel
+    ) -> None:
+        given, another = (f"00-{digit * 32}-{digit * 16}-01" for digit in "ab")
+        traces = {
+            "CLAUDE_CODE_ENABLE_TELEMETRY": "1",
+            "CLAUDE_CODE_ENHANCED_TELEMETRY_BETA": "1",
+            "CLAUDE_CODE_PROPAGATE_TRACEPARENT": "1",
+            "OTEL_TRACES_EXPORTER": "otlp",
+            "OTEL_EXPORTER_OTLP_PROTOCOL": "http/json",
+            "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9",
+        }
+        async with connect(env={**options().env, **traces, "TRACEPARENT": given}) as cli:
+            await cli.turn("one")
+            # Neither takes effect: the one is for the CLI's own cloud, the other for some variables alone.
+            await cli.client._transport.write(  # type: ignore[union-attr]
+                json.dumps({"type": "update_environment_variables", "variables": {"TRACEPARENT": another}}) + "\n"
+            )
+            await cli.say("two", uuid=str(uuid.uuid4()), trace_context=another)
+            await cli.rest()
+        assert [request.headers["traceparent"][:35] for request in model.requests] == [given[:35]] * 2
+
     async def test_a_line_over_the_buffer_size_raises(self, connect: Connect, model: FaultyModel) -> None:
         model.script(big(100_000))
         async with connect(max_buffer_size=64 << 10) as cli:
