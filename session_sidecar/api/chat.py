@@ -14,7 +14,9 @@ from session_sidecar.api.frames import Position, native, position
 from session_sidecar.api.http import Incoming, Json, unless_gone
 from session_sidecar.api.models import answers
 from session_sidecar.api.models.answers import session_object
-from session_sidecar.api.models.requests import MAX_ID_CHARS, ChatRequest, ForkRequest, Thread
+from session_sidecar.api.models.events import TurnSession
+from session_sidecar.api.models.requests import ChatRequest, ForkRequest, Thread
+from session_sidecar.api.models.texts import MAX_ID_CHARS
 from session_sidecar.errors import InvalidRequest
 from session_sidecar.observe.tracing import as_the_caller_says
 from session_sidecar.sessions.reading import Session
@@ -127,7 +129,7 @@ def _answer(turn: Turn) -> Response:
     result = turn.log.newest("result")
     text = (result or {}).get("result") or turn.text
     told = {name: value for name, value in (turn.session or {}).items() if name != "type"}
-    session = cast("answers.TurnSession", told)
+    session = cast("TurnSession", told)
     status: Literal["completed", "interrupted"] = "completed" if turn.status == "completed" else "interrupted"
     answer: answers.TurnAnswer = {"session": session, "status": status, "text": text, "result": result}
     return Json(answer)

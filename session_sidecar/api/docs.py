@@ -14,7 +14,8 @@ from typing import Any
 from starlette.responses import HTMLResponse, Response
 
 from session_sidecar.api.http import Call, Incoming, Nothing
-from session_sidecar.api.openapi import Json, document
+from session_sidecar.api.models.answers import Json
+from session_sidecar.api.openapi import document
 
 _TEMPLATE = Path(__file__).parent / "docs.html"
 
@@ -89,7 +90,9 @@ def _answers(responses: Json) -> Iterator[str]:
         kinds = " or ".join(
             f"{_escaped(kind)}: {_typed(media['schema'])}" for kind, media in response.get("content", {}).items()
         )
-        yield f"<dt><b>{status}</b> {kinds}</dt><dd>{_prose(response['description'])}</dd>"
+        headers = ", ".join(f"`{name}`" for name in response["headers"] if name != "X-Request-Id")
+        told = _prose(response["description"]) + _prose(f"Headers: {headers}" if headers else "")
+        yield f"<dt><b>{status}</b> {kinds}</dt><dd>{told}</dd>"
 
 
 def _shape(name: str, schema: Json) -> str:

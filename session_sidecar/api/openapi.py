@@ -12,67 +12,28 @@ from pydantic import TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 
 from session_sidecar import __version__
-from session_sidecar.api.frames import EVENT_ID
 from session_sidecar.api.http import Call, Nothing
-from session_sidecar.api.models import answers
-from session_sidecar.api.models.requests import MAX_ID_CHARS
+from session_sidecar.api.models import answers, events
+from session_sidecar.api.models.answers import Json
+from session_sidecar.api.models.components import EXAMPLE, HEADERS, PARAMETERS, STREAMS
 from session_sidecar.api.problems import OF_NO_CALL, PROBES, problems_of, title
 from session_sidecar.errors import SidecarError
-
-Json = dict[str, Any]
 
 _REF = "#/components/schemas/{model}"
 _DESCRIPTION = """\
 Which Claude Agent SDK session belongs to which chat thread, and its turns as server-sent events.
 
-Unknown fields and parameters are refused. A path that is none is answered 404 `not_found`, a method that a path does
-not take 405 `method_not_allowed` with the header `Allow`; a path that takes GET takes HEAD too.
+Every answer has an `X-Request-Id`. Unknown fields and parameters are refused. A path that is none is answered 404
+`not_found`, a method that a path does not take 405 `method_not_allowed` with the header `Allow`; a path that takes GET
+takes HEAD too. What is no HTTP gets a 400 of plain text.
 """
 _MEDIA: dict[Any, tuple[str, ...]] = {
     answers.TurnAnswer: ("text/event-stream", "application/json"),  # by what the caller accepts
     answers.Html: ("text/html",),
     answers.Figures: ("text/plain",),
 }
-_OF_STREAMS = (answers.SessionEvent, answers.SdkMessage, answers.EndEvent)
+_OF_STREAMS = (events.SessionEvent, events.SdkMessage, events.EndEvent)
 _MAY_COME_AGAIN = (409, 429, 502, 503, 507)
-
-_HEADERS: Json = {
-    "X-Request-Id": {
-        "description": "What the server's log calls this request: the caller's own, if that was a sane one.",
-        "required": True,
-        "schema": {"type": "string", "pattern": "^[A-Za-z0-9._:-]{1,128}$"},
-    },
-    "Retry-After": {
-        "description": "After how many seconds it may go better.",
-        "schema": {"type": "integer", "minimum": 0},
-    },
-    "Allow": {"description": "What the path takes.", "required": True, "schema": {"type": "string"}},
-    "WWW-Authenticate": {"description": "`Bearer`: a token is needed.", "schema": {"type": "string"}},
-    "Cache-Control": {"description": "Of a stream.", "schema": {"const": "no-store, no-transform"}},
-    "X-Accel-Buffering": {"description": "Of a stream: nginx keeps nothing of it back.", "schema": {"const": "no"}},
-}
-_PARAMETERS: Json = {
-    "X-Request-Id": {
-        "name": "X-Request-Id",
-        "in": "header",
-        "description": "What the response and the log are to call this request: 1 to 128 of `A-Za-z0-9._:-`. Anything "
-        "else is replaced.",
-        "schema": {"type": "string"},
-    },
-    "Idempotency-Key": {
-        "name": "Idempotency-Key",
-        "in": "header",
-        "description": "A retry with the same key and body joins or replays the turn that the first attempt began.",
-        # Servers take the spaces at its ends away.
-        "schema": {"type": "string", "pattern": f"^[!-~](?:[ -~]{{0,{MAX_ID_CHARS - 2}}}[!-~])?$"},
-    },
-    "Last-Event-ID": {
-        "name": "Last-Event-ID",
-        "in": "header",
-        "description": "Go on after this event: `<turn_id>-<n>`. It names its turn, and none is started.",
-        "schema": {"type": "string", "pattern": f"^(?:{EVENT_ID})?$"},
-    },
-}
 
 
 def document(calls: Sequence[Call[Any]]) -> Json:
@@ -97,8 +58,8 @@ def document(calls: Sequence[Call[Any]]) -> Json:
         "components": {
             "schemas": dict(sorted(schemas.components.items())),
             "responses": no_calls,
-            "parameters": _PARAMETERS,
-            "headers": _HEADERS,
+            "parameters": PARAMETERS,
+            "headers": HEADERS,
             "securitySchemes": {
                 "bearer": {
                     "type": "http",
@@ -124,13 +85,13 @@ class _Schemas:
     def __init__(self, calls: Iterable[Call[Any]]) -> None:
         asked = {call.asks for call in calls if call.has_body}
         answered = {shape for call in calls for shape in call.answers.values() if shape is not None}
-        shapes = [*asked, *answered, *_OF_STREAMS, answers.Problem]
+        shapes = [*asked, *answered, *_OF_STREAMS, events.Problem]
         self._named, made = TypeAdapter.json_schemas(
             [(shape, "validation", TypeAdapter(shape)) for shape in sorted(shapes, key=str)],
             ref_template=_REF,
             schema_generator=_Untitled,
         )
-        self.components: Json = {**made["$defs"], **_STREAMS}
+        self.components: Json = {**made["$defs"], **STREAMS}
 
     def of(self, shape: Any) -> JsonSchemaValue:
         """A body's or an answer's schema."""
@@ -171,17 +132,16 @@ def _query(call: Call[Any]) -> list[Json]:
     if call.asks is Nothing:
         return []
     schema = call.asks.model_json_schema(schema_generator=_Untitled)
-    return [_parameter(name, field, name in schema.get("required", ())) for name, field in schema["properties"].items()]
+    needed, fields = schema.get("required", ()), schema["properties"].items()
+    return [_parameter(name, field, required=name in needed) for name, field in fields]
 
 
-def _parameter(name: str, schema: Json, required: bool) -> Json:
-    """A field of a query: left out it is null, but null cannot be sent."""
-    schema = dict(schema)
-    about = {key: schema.pop(key) for key in ("description",) if key in schema}
-    if "anyOf" in schema and {"type": "null"} in (either := schema.pop("anyOf")):
-        schema |= next(one for one in either if one != {"type": "null"})
-        del schema["default"]
-    about |= {key: schema.pop(key) for key in ("description",) if key in schema}
+def _parameter(name: str, schema: Json, *, required: bool) -> Json:
+    """A field of a query: what is left out is null, but null cannot be sent."""
+    about = {"description": schema["description"]} if "description" in schema else {}
+    if "anyOf" in schema:
+        (schema,) = (one for one in schema["anyOf"] if one != {"type": "null"})
+    schema = {key: value for key, value in schema.items() if key != "description"}
     return {"name": name, "in": "query", "required": required, **about, "schema": schema}
 
 
@@ -201,7 +161,7 @@ def _answer(call: Call[Any], status: int, schemas: _Schemas) -> Json:
         if "text/event-stream" in media:
             response["content"]["text/event-stream"] = {
                 "schema": _ref("schemas", "ServerSentEvent"),
-                "example": _EXAMPLE,
+                "example": EXAMPLE,
             }
             response["headers"] |= _headers("Cache-Control", "X-Accel-Buffering")
     return response
@@ -228,45 +188,3 @@ def _headers(*names: str) -> Json:
 
 def _ref(kind: Literal["schemas", "headers", "parameters"], name: str) -> Json:
     return {"$ref": f"#/components/{kind}/{name}"}
-
-
-def _event(name: Json, data: type) -> Json:
-    schema = {"contentMediaType": "application/json", "contentSchema": _ref("schemas", data.__name__)}
-    return {"properties": {"event": name, "data": schema}}
-
-
-_STREAMS: Json = {
-    "ServerSentEvent": {
-        "description": "One event of a stream: `session` first, then the SDK's messages, `end` last. Between them come "
-        "comments, `: ping`, every few seconds. `id` is `<turn_id>-<n>`, `event` the `type` of what is in `data`: one "
-        "line of JSON in ASCII.",
-        "type": "object",
-        "properties": {
-            "id": {"type": "string", "pattern": f"^{EVENT_ID}$"},
-            "event": {"type": "string"},
-            "data": {"type": "string"},
-        },
-        "required": ["id", "event", "data"],
-        "oneOf": [
-            _event({"const": "session"}, answers.SessionEvent),
-            _event({"not": {"enum": ["session", "end"]}}, answers.SdkMessage),
-            _event({"const": "end"}, answers.EndEvent),
-        ],
-    },
-}
-_EXAMPLE = """\
-id: 63df1c2f-58a1-4c0e-9d0c-2c5b8d3a7e11-1
-event: session
-data: {"type":"session","thread_id":"t1","resource_id":"alice",…}
-
-id: 63df1c2f-58a1-4c0e-9d0c-2c5b8d3a7e11-2
-event: assistant
-data: {"type":"assistant",…}
-
-: ping
-
-id: 63df1c2f-58a1-4c0e-9d0c-2c5b8d3a7e11-3
-event: end
-data: {"type":"end","status":"completed","sdk_session_id":"eb142690-3a0c-4f9b-8a59-6a1f6a6f7a3e","error":null}
-
-"""

@@ -1,6 +1,6 @@
-"""Which problems a call can have: its own, and those of all calls. docs/problems.md is written from it:
+"""Which problems a call can have: its own, and those of all calls of its kind.
 
-python -m session_sidecar.api.problems > docs/problems.md
+`python -m session_sidecar.api.problems > docs/problems.md` writes the list of them.
 """
 
 import sys
@@ -14,39 +14,18 @@ from session_sidecar.errors import SidecarError
 PROBES = ("/healthz", "/readyz")
 
 
-def _every(_: Call[Any]) -> bool:
-    return True
-
-
-def _is_for_tokens(call: Call[Any]) -> bool:
-    return call.path not in PROBES
-
-
-def _reads_the_map(call: Call[Any]) -> bool:
-    return call.path.startswith("/v1/") or call.path == "/readyz"
-
-
-# What is the same for all calls of a kind. It comes before a call is looked at, or keeps it from being answered.
-_COMMON: tuple[tuple[Callable[[Call[Any]], bool], tuple[type[SidecarError], ...]], ...] = (
-    (
-        _every,
-        (
-            errors.ForbiddenOrigin,
-            errors.RequestTimeout,
-            errors.ForbiddenHost,
-            errors.HeaderTooLarge,
-            errors.InternalError,
-        ),
-    ),
-    (_is_for_tokens, (errors.Unauthorized,)),
+Calls = Callable[[Call[Any]], bool]
+# What is the same for all calls of a kind. Most of it is told before a call is looked at.
+_COMMON: tuple[tuple[Calls, tuple[type[SidecarError], ...]], ...] = (
+    (lambda _: True, (errors.ForbiddenHost, errors.ForbiddenOrigin, errors.HeaderTooLarge, errors.InternalError)),
+    (lambda _: True, (errors.RequestTimeout,)),
+    (lambda call: call.path not in PROBES, (errors.Unauthorized,)),
     (lambda call: call.method != "GET", (errors.ReadOnlyToken,)),
     (lambda call: (call.method, call.path) == ("PUT", "/v1/session"), (errors.UnrestrictedOnly,)),
     (lambda call: call.asks is not Nothing, (errors.InvalidRequest,)),
-    (
-        lambda call: call.has_body,
-        (errors.InvalidJson, errors.BodyTooLarge, errors.UnsupportedMediaType, errors.TooManyUploads),
-    ),
-    (_reads_the_map, (errors.StoreFailed,)),
+    (lambda call: call.has_body, (errors.InvalidJson, errors.UnsupportedMediaType)),
+    (lambda call: call.has_body, (errors.BodyTooLarge, errors.TooManyUploads)),
+    (lambda call: call.path.startswith("/v1/") or call.path == "/readyz", (errors.StoreFailed,)),
 )
 # What no call has, but a request that is none.
 OF_NO_CALL: tuple[type[SidecarError], ...] = (errors.NotFound, errors.MethodNotAllowed)

@@ -1,13 +1,15 @@
 """What callers get: the shape of every answer. Plain dicts where it runs, held to this by the type checker.
 
-`/openapi.json` is made of the same shapes. What `turns/` makes, `session` and `end`, tests hold to them.
+`/openapi.json` is made of the same shapes.
 """
 
 import json
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Literal, NewType, NotRequired
+from typing import TYPE_CHECKING, Any, Literal, NewType
 
 from typing_extensions import TypedDict
+
+from session_sidecar.api.models.events import TurnSession
 
 if TYPE_CHECKING:  # `written` runs in the process that reads long transcripts, which needs nothing else of the sidecar
     from session_sidecar.sessions.family import Branch
@@ -16,67 +18,6 @@ if TYPE_CHECKING:  # `written` runs in the process that reads long transcripts, 
 Json = dict[str, Any]
 Html = NewType("Html", str)
 Figures = NewType("Figures", str)  # as Prometheus reads them
-
-
-class FieldError(TypedDict):
-    """A field that is wrong."""
-
-    field: str
-    message: str
-
-
-class ProblemDetails(TypedDict):
-    """Problem details of RFC 9457; `code` is what programs go by, `detail` says what to do."""
-
-    type: str
-    title: str
-    status: int
-    detail: str
-    code: str
-    retry_after: NotRequired[int]  # seconds
-    errors: NotRequired[list[FieldError]]
-    api_status: NotRequired[int]  # of the model's API
-    turn_id: NotRequired[str]
-
-
-class Problem(ProblemDetails):
-    """Problem details of RFC 9457; `code` is what programs go by, `detail` says what to do."""
-
-    request_id: str
-
-
-class TurnSession(TypedDict):
-    """Which session a turn is in, and how it came to it."""
-
-    thread_id: str
-    resource_id: str
-    sdk_session_id: str
-    turn_id: str
-    outcome: Literal["started", "resumed", "forked", "restarted", "reset"]
-    origin: Literal["message", "background"]
-    replaced_session_id: str | None
-    model: Literal["live", "offline"]
-
-
-class SessionEvent(TurnSession):
-    """The first event of a turn. It comes again, with the outcome `reset`, if the SDK moves to another session."""
-
-    type: Literal["session"]
-
-
-class EndEvent(TypedDict):
-    """The last event of a turn. A stream that breaks off without it can be rejoined."""
-
-    type: Literal["end"]
-    status: Literal["completed", "interrupted", "failed"]
-    sdk_session_id: str
-    error: ProblemDetails | None
-
-
-class SdkMessage(TypedDict):
-    """A message of the SDK as the CLI emitted it: what the TypeScript SDK documents as `SDKMessage`."""
-
-    type: str
 
 
 class TurnAnswer(TypedDict):

@@ -2,7 +2,6 @@
 
 import base64
 import json
-import re
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -19,52 +18,13 @@ from pydantic import (
     model_validator,
 )
 
+from session_sidecar.api.models.texts import ID, SESSION_ID, Label, Name, Text
 from session_sidecar.sessions.changes import is_session_id
 from session_sidecar.sessions.reading import Listing
 from session_sidecar.turns.turn import TurnRequest
 from session_store import Cursor, ThreadKey
 
-MAX_ID_CHARS = 256
-_SURROGATE = re.compile("[\ud800-\udfff]")
-_UNSOUND = re.compile("[\x00-\x1f\x7f-\x9f\ufffd\ud800-\udfff]")
-# The same for the document, as ECMA-262 has it. What is blank to Python is a little more, and U+FEFF is not.
-_SOUND = r"[^\x00-\x1f\x7f-\x9f\ufffd]"
-_SEEN = r"(?:[^\s\x00-\x1f\x7f-\x9f\ufffd]|\ufeff)"
-_NOT_BLANK = r"[^\s\x1c-\x1f\x85]|\ufeff"
-
-
-def _opaque_id(value: str) -> str:
-    """Somebody else's ID, kept byte for byte. What is refused cannot travel or be shown safely."""
-    if _UNSOUND.search(value):
-        raise ValueError("control characters, lone surrogates and U+FFFD are not allowed")
-    return value
-
-
-def _text(value: str) -> str:
-    """Text for the model. A lone surrogate is no Unicode text: the API refuses it, and with it the whole history."""
-    if not value.strip():
-        raise ValueError("must not be blank")
-    if _SURROGATE.search(value):
-        raise ValueError("lone surrogates are not allowed")
-    return value
-
-
-def _pattern(pattern: str) -> Any:
-    """For the document alone: what is checked says more of what is wrong."""
-    return Field(json_schema_extra={"pattern": pattern})
-
-
-ID = Annotated[str, Field(min_length=1, max_length=MAX_ID_CHARS), AfterValidator(_opaque_id), _pattern(f"^{_SOUND}*$")]
-Text = Annotated[str, AfterValidator(_text), _pattern(_NOT_BLANK)]
 _POSITION = TypeAdapter(tuple[int, ID, ID], config=ConfigDict(strict=True))  # `true` and 1.0 are no times
-Label = Annotated[
-    str,
-    Field(max_length=MAX_ID_CHARS),
-    AfterValidator(_text),
-    AfterValidator(_opaque_id),
-    _pattern(f"^{_SOUND}*{_SEEN}{_SOUND}*$"),
-]
-Name = Annotated[str, Field(min_length=1, max_length=MAX_ID_CHARS)]
 
 
 def encode(cursor: Cursor) -> str:
@@ -215,7 +175,7 @@ def _canonical(value: str) -> str:
 class Adoption(Thread):
     """The body of `PUT /v1/session`."""
 
-    sdk_session_id: Annotated[str, AfterValidator(_canonical), _pattern(r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")]
+    sdk_session_id: Annotated[str, AfterValidator(_canonical), SESSION_ID]
 
 
 class _Deletion(_Model):
@@ -278,7 +238,7 @@ class MessagesQuery(Thread):
     ] = None
 
 
-_CURSOR = WithJsonSchema({"type": "string", "description": "the `next` of the page before"})
+_CURSOR = WithJsonSchema({"type": "string"})
 
 
 class ListQuery(_Model):
@@ -286,7 +246,9 @@ class ListQuery(_Model):
 
     resource_id: Annotated[ID | None, Field(description="whose; all without one")] = None
     limit: Annotated[int, Field(ge=1, le=200)] = 50
-    after: Annotated[Cursor, BeforeValidator(_decode), _CURSOR] | None = None
+    after: Annotated[
+        Annotated[Cursor, BeforeValidator(_decode), _CURSOR] | None, Field(description="the `next` of the page before")
+    ] = None
     order: Annotated[Literal["asc", "desc"], Field(description="`desc`: newest first")] = "desc"
     thread_id_prefix: Annotated[ID | None, Field(description="those whose thread's name begins so")] = None
     parent_thread_id: Annotated[ID | None, Field(description="the forks of this one; needs a `resource_id`")] = None

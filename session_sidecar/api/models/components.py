@@ -1,0 +1,89 @@
+"""What no model describes: the headers that calls take and answer with, and how a stream is written."""
+
+from session_sidecar.api.frames import EVENT_ID
+from session_sidecar.api.models import events
+from session_sidecar.api.models.answers import Json
+from session_sidecar.api.models.texts import MAX_ID_CHARS
+
+HEADERS: Json = {
+    "X-Request-Id": {
+        "description": "What the server's log calls this request: the caller's own, if that was a sane one.",
+        "required": True,
+        "schema": {"type": "string", "pattern": "^[A-Za-z0-9._:-]{1,128}$"},
+    },
+    "Retry-After": {
+        "description": "After how many seconds it may go better.",
+        "schema": {"type": "integer", "minimum": 0},
+    },
+    "Allow": {"description": "What the path takes.", "required": True, "schema": {"type": "string"}},
+    "WWW-Authenticate": {"description": "`Bearer`: a token is needed.", "schema": {"type": "string"}},
+    "Cache-Control": {"description": "Of a stream.", "schema": {"const": "no-store, no-transform"}},
+    "X-Accel-Buffering": {"description": "Of a stream: nginx keeps nothing of it back.", "schema": {"const": "no"}},
+}
+PARAMETERS: Json = {
+    "X-Request-Id": {
+        "name": "X-Request-Id",
+        "in": "header",
+        "description": "What the response and the log are to call this request: 1 to 128 of `A-Za-z0-9._:-`. Anything "
+        "else is replaced.",
+        "schema": {"type": "string"},
+    },
+    "Idempotency-Key": {
+        "name": "Idempotency-Key",
+        "in": "header",
+        "description": "A retry with the same key and body joins or replays the turn that the first attempt began.",
+        # Servers take the spaces at its ends away.
+        "schema": {"type": "string", "pattern": f"^[!-~](?:[ -~]{{0,{MAX_ID_CHARS - 2}}}[!-~])?$"},
+    },
+    "Last-Event-ID": {
+        "name": "Last-Event-ID",
+        "in": "header",
+        "description": "Go on after this event: `<turn_id>-<n>`. It names its turn, and none is started.",
+        "schema": {"type": "string", "pattern": f"^(?:{EVENT_ID})?$"},
+    },
+}
+
+
+def _event(name: Json, data: type) -> Json:
+    schema = {
+        "contentMediaType": "application/json",
+        "contentSchema": {"$ref": f"#/components/schemas/{data.__name__}"},
+    }
+    return {"properties": {"event": name, "data": schema}}
+
+
+STREAMS: Json = {
+    "ServerSentEvent": {
+        "description": "One event of a stream: `session` first, then the SDK's messages, `end` last. Between them come "
+        "comments, `: ping`, every few seconds. `id` is `<turn_id>-<n>`, `event` the `type` of what is in `data`: one "
+        "line of JSON in ASCII, a SessionEvent of `session`, an EndEvent of `end`, an SdkMessage of the others.",
+        "type": "object",
+        "properties": {
+            "id": {"type": "string", "pattern": f"^{EVENT_ID}$"},
+            "event": {"type": "string"},
+            "data": {"type": "string"},
+        },
+        "required": ["id", "event", "data"],
+        "oneOf": [
+            _event({"const": "session"}, events.SessionEvent),
+            _event({"not": {"enum": ["session", "end"]}}, events.SdkMessage),
+            _event({"const": "end"}, events.EndEvent),
+        ],
+    },
+}
+EXAMPLE = """\
+id: 63df1c2f-58a1-4c0e-9d0c-2c5b8d3a7e11-1
+event: session
+data: {"type":"session","thread_id":"t1","resource_id":"alice",…}
+
+id: 63df1c2f-58a1-4c0e-9d0c-2c5b8d3a7e11-2
+event: assistant
+data: {"type":"assistant",…}
+
+: ping
+
+id: 63df1c2f-58a1-4c0e-9d0c-2c5b8d3a7e11-3
+event: end
+data: {"type":"end","status":"completed","sdk_session_id":"eb142690-3a0c-4f9b-8a59-6a1f6a6f7a3e","error":null}
+
+"""
