@@ -231,7 +231,7 @@ def fill(home: Path) -> None:
     """So much that there is time to break off what copies it."""
     for directory in (home / "workspace", next(iter(transcripts(home).values())).with_suffix("")):
         directory.mkdir(exist_ok=True)
-        for number in range(1500):
+        for number in range(600):
             (directory / f"{number}.txt").write_text("x")
 
 

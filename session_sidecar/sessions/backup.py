@@ -110,6 +110,7 @@ def restore(settings: Settings, directory: Path) -> Backup:
             put_back(copy.database)
             copy_files(copy.workspace, settings.workspace)
             copy_config(copy.claude_config, settings.claude_config)
+            sync(settings.home)
     return backup
 
 
