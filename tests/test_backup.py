@@ -245,6 +245,27 @@ async def killed(*arguments: str, when: Callable[[], bool]) -> None:
     assert await process.wait() == -signal.SIGKILL
 
 
+async def test_a_thread_that_begins_while_transcripts_are_copied_is_no_mapping_without_one(
+    a_sidecar: Make, tmp_path: Path
+) -> None:
+    async with a_sidecar() as sidecar:
+        await sidecar.say("t1", "My name is Ada")
+        fill(sidecar.home)
+        copy = tmp_path / "copies" / "copy"
+        process = await asyncio.create_subprocess_exec(
+            *(PROGRAM, "backup", "--home", str(sidecar.home), str(copy)), env=environment("")
+        )
+        async with asyncio.timeout(SECONDS):
+            while not list(tmp_path.glob("copies/.copy.*.partial/claude/projects/*/*")):  # noqa: ASYNC110
+                await asyncio.sleep(0)
+        process.send_signal(signal.SIGSTOP)
+        await sidecar.say("t2", "Hello")
+        process.send_signal(signal.SIGCONT)
+        assert await process.wait() == 0
+    assert [finding for finding in await findings(copy) if not finding["harmless"]] == []
+    assert json.loads((copy / "backup.json").read_text())["mappings"] == 1
+
+
 @pytest.mark.parametrize("reached", ["sidecar.db", "workspace/1.txt", "claude/projects/*/*/1.txt"])
 async def test_a_backup_that_is_killed_leaves_nothing_that_restore_takes(
     home: Path, tmp_path: Path, reached: str
