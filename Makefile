@@ -20,11 +20,12 @@ test-all: .venv/dev ## every test, the long tables too
 	$(BIN)/pytest $(BESIDE) -m "not quiet" $(ORDER)
 	$(BIN)/pytest -m quiet $(ORDER)
 
-check: .venv/dev ## ruff, the type checker and the floors of the house
+check: .venv/dev ## ruff, the type checker, the floors of the house, and known holes in what is installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest tests/test_house.py -k "import or floor or stranger"
+	$(BIN)/pip-audit --progress-spinner off --desc off --disable-pip --require-hashes -r requirements.lock
 
 bench: .venv/bench ## measure it against what else there is, in about twenty minutes; writes bench/results.*
 	$(BIN)/python -m bench

@@ -18,7 +18,7 @@ from tests.server import Sidecar
 OF_ONE = [call for call in CALLS if call.admits == "token" and "resource_id" in call.asks.model_fields]
 # Of one's own they begin a thread, list none, delete nothing, find no turn; of others they are refused all the same.
 NO_404 = {"POST /v1/chat", "GET /v1/chat", "GET /v1/sessions", "DELETE /v1/sessions", "DELETE /v1/session"}
-OF_NOBODY = {"/version", "/openapi.json", "/docs"}  # for every token
+OF_NOBODY = {"/version"}  # for every token
 BODIES: dict[str, dict[str, Any]] = {
     "/v1/chat": {"message": "Hello"},
     "/v1/chat/fork": {"from_thread_id": "hers", "thread_id": "new"},
@@ -104,7 +104,12 @@ async def state(people: People) -> Any:
 def test_every_call_says_whose_it_is_about_or_is_for_everybody() -> None:
     left = {call.path for call in CALLS if call.admits == "token" and call not in OF_ONE}
     assert left <= OF_NOBODY
-    assert {call.path for call in CALLS if call.admits == "anybody"} == {"/healthz", "/readyz"}
+    assert {call.path for call in CALLS if call.admits == "anybody"} == {
+        "/healthz",
+        "/readyz",
+        "/openapi.json",
+        "/docs",
+    }
 
 
 @pytest.mark.parametrize("call", OF_ONE, ids=named)
@@ -128,13 +133,11 @@ async def test_a_thread_of_others_reads_like_one_of_ones_own_that_does_not_exist
 
 
 @pytest.mark.parametrize("call", CALLS, ids=named)
-async def test_nobody_is_served_without_a_token_but_probes(people: People, call: Call[Any], guarded: Sidecar) -> None:
-    for header in (
-        {},
-        {"authorization": "Bearer wrong"},
-        {"authorization": "Basic YTpi"},
-        {"authorization": "Bearer"},
-    ):
+async def test_without_a_token_there_are_probes_and_docs_alone(
+    people: People, call: Call[Any], guarded: Sidecar
+) -> None:
+    for shown in ("", "Bearer wrong", "Basic YTpi", "Bearer"):
+        header = {"authorization": shown} if shown else {}
         answer = await guarded.http.request(call.method, call.path, headers=header)
         if call.admits == "anybody":
             assert answer.status_code == 200
@@ -183,6 +186,11 @@ async def test_a_token_for_metrics_is_for_nothing_else(people: People) -> None:
         refused = await people["metrics"].call(call, "alice", "hers")
         assert (refused.status_code, refused.json()["code"]) == (404, "session_not_found"), named(call)
     assert (await people["metrics"].request("GET", "/v1/sessions")).status_code == 422
+
+
+async def test_metrics_are_for_their_own_token_and_for_unrestricted_ones(people: People) -> None:
+    for name, status in (("metrics", 200), ("all", 200), ("alice", 403), ("reader", 403)):
+        assert (await people[name].request("GET", "/metrics")).status_code == status, name
 
 
 async def test_the_log_names_the_token_and_never_shows_it(

@@ -16,7 +16,7 @@ from session_sidecar.api.http import Call, Nothing
 from session_sidecar.api.models import answers, events
 from session_sidecar.api.models.answers import Json
 from session_sidecar.api.models.components import EXAMPLE, HEADERS, PARAMETERS, STREAMS
-from session_sidecar.api.problems import OF_NO_CALL, PROBES, problems_of, title
+from session_sidecar.api.problems import OF_NO_CALL, problems_of, title
 from session_sidecar.errors import SidecarError
 
 _REF = "#/components/schemas/{model}"
@@ -113,7 +113,7 @@ def _operation(call: Call[Any], schemas: _Schemas) -> Json:
             "required": True,
             "content": {"application/json": {"schema": schemas.of(call.asks)}},
         }
-    if call.path in PROBES:
+    if call.admits == "anybody":
         operation["security"] = []
     problems = problems_of(call)
     for status in sorted({problem.status for problem in problems}):

@@ -11,17 +11,15 @@ from session_sidecar import errors
 from session_sidecar.api.http import Call, Nothing
 from session_sidecar.errors import SidecarError
 
-PROBES = ("/healthz", "/readyz")
-
-
 Calls = Callable[[Call[Any]], bool]
 # What is the same for all calls of a kind. Most of it is told before a call is looked at.
 _COMMON: tuple[tuple[Calls, tuple[type[SidecarError], ...]], ...] = (
     (lambda _: True, (errors.ForbiddenHost, errors.ForbiddenOrigin, errors.HeaderTooLarge, errors.InternalError)),
     (lambda _: True, (errors.RequestTimeout,)),
-    (lambda call: call.path not in PROBES, (errors.Unauthorized,)),
+    (lambda call: call.admits != "anybody", (errors.Unauthorized,)),
+    (lambda call: call.admits == "token" and "resource_id" in call.asks.model_fields, (errors.SessionNotFound,)),
     (lambda call: call.method != "GET", (errors.ReadOnlyToken,)),
-    (lambda call: (call.method, call.path) == ("PUT", "/v1/session"), (errors.UnrestrictedOnly,)),
+    (lambda call: call.admits in {"unrestricted", "metrics"}, (errors.UnrestrictedOnly,)),
     (lambda call: call.asks is not Nothing, (errors.InvalidRequest,)),
     (lambda call: call.has_body, (errors.InvalidJson, errors.UnsupportedMediaType)),
     (lambda call: call.has_body, (errors.BodyTooLarge, errors.TooManyUploads)),
