@@ -103,7 +103,7 @@ async def test_a_refusal_is_counted_by_its_code(a_sidecar: Callable[..., Sidecar
             await stream.until_text()
             assert (await sidecar.chat("t2", "Me too")).status_code == 503
             assert (await sidecar.http.get("/v1/nothing")).status_code == 404
-            assert (await sidecar.http.get("/healthz", headers={"host": "elsewhere"})).status_code == 421
+            assert (await sidecar.http.get("/version", headers={"host": "elsewhere"})).status_code == 421
             model.release()
             await stream.rest()
         assert await figure(sidecar, "problems_total", code="too_many_turns") == 1

@@ -167,7 +167,7 @@ async def test_the_running_sidecar_answers_as_it_is_documented(
         await call("DELETE", "/v1/session", key, 204)
         await call("PUT", "/v1/session", adoption, 201)
         await call("DELETE", "/v1/sessions", {"resource_id": "alice"})
-        for path in ("/healthz", "/readyz", "/version", "/openapi.json", "/docs"):
+        for path in ("/healthz", "/readyz", "/version", "/metrics", "/openapi.json", "/docs"):
             await call("GET", path, {})
         assert seen == {(call.method, call.path, status) for call in CALLS for status in call.answers}
 
