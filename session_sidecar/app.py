@@ -37,10 +37,11 @@ from session_sidecar.settings import ENV_PREFIX, Settings, SettingsError
 from session_sidecar.turns.ending import Afterwards
 from session_sidecar.turns.exclusion import Exclusion
 from session_sidecar.turns.plan import Planner
-from session_sidecar.turns.processes import Processes, Warming
+from session_sidecar.turns.processes import Processes
 from session_sidecar.turns.replay import Replay
 from session_sidecar.turns.story import Story
 from session_sidecar.turns.turns import Turns
+from session_sidecar.turns.warming import Warming
 from session_store import SessionMap, open_session_map
 
 logger = logging.getLogger(__name__)

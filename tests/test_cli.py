@@ -12,6 +12,7 @@ from pathlib import Path
 import click
 import pytest
 
+from session_sidecar import __version__
 from session_sidecar.cli import main
 from session_sidecar.settings import Settings
 from session_store import ThreadKey
@@ -447,6 +448,10 @@ async def test_the_shell_completes_commands_and_options(sidecar: Sidecar) -> Non
     assert ended.out.split() == ["plain,messages"]
     ended = await shell("", "session-sidecar", **{**asked, "COMP_CWORD": "2"}, COMP_WORDS="session-sidecar ls --r")
     assert ended.out.split() == ["plain,--resource"]
+
+
+async def test_it_says_its_version() -> None:
+    assert __version__ in (await command("", "--version")).out
 
 
 @pytest.mark.parametrize("name", ["bash", "zsh", "fish"])

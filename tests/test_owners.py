@@ -1,6 +1,8 @@
 """Whose threads a token may touch: for every call there is, and every wrong owner."""
 
 import json
+import statistics
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -121,6 +123,19 @@ async def test_anothers_thread_is_as_if_it_were_not_there(people: People, call: 
     assert (answers[0].status_code, problems[0]["code"]) == (404, "session_not_found")
     assert "Alice" not in answers[0].text
     assert (await state(people), len(model.requests)) == (before, requests)
+
+
+@pytest.mark.quiet
+async def test_nor_does_the_time_tell_whether_a_thread_of_others_is_there(people: People) -> None:
+    (call,) = [call for call in OF_ONE if named(call) == "GET /v1/session"]
+    took: dict[str, list[float]] = {"hers": [], "nowhere": []}
+    for _ in range(200):
+        for thread, times in took.items():
+            began = time.perf_counter()
+            await people["bob"].call(call, "alice", thread)
+            times.append(time.perf_counter() - began)
+    there, not_there = (statistics.median(times) for times in took.values())
+    assert 0.8 < there / not_there < 1.25
 
 
 @pytest.mark.parametrize("call", [call for call in OF_ONE if named(call) not in NO_404], ids=named)

@@ -14,10 +14,11 @@ from session_sidecar.observe.tracing import in_a_span
 from session_sidecar.settings import Settings
 from session_sidecar.turns.exclusion import Exclusion
 from session_sidecar.turns.plan import Planner
-from session_sidecar.turns.processes import Processes, Warming
+from session_sidecar.turns.processes import Processes
 from session_sidecar.turns.replay import Replay
 from session_sidecar.turns.story import Story
 from session_sidecar.turns.turn import Turn, TurnRequest
+from session_sidecar.turns.warming import Warming
 from session_store import SessionMap, SessionMapping, ThreadKey
 
 T = TypeVar("T")
