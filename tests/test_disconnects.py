@@ -84,7 +84,7 @@ async def test_a_client_goes_away(
 async def test_a_client_goes_away_during_start_up(
     a_sidecar: Make, thread: str, model: FaultyModel, on_disconnect: str
 ) -> None:
-    async with a_sidecar() as sidecar:
+    async with a_sidecar(SIDECAR_SPARE_PROCESSES="0") as sidecar:  # so that there is something to start
         asking = asyncio.create_task(sidecar.chat(thread, "Hello", on_disconnect=on_disconnect))
         while not sidecar.cli_processes():
             await sidecar.settle()
