@@ -13,7 +13,7 @@ import pytest
 from session_sidecar.access.tokens import TokenFile, Tokens, make_token
 from session_sidecar.settings import SettingsError
 from tests.server import SECONDS, Sidecar
-from tests.terminal import Ended, command
+from tests.terminal import Ended, command, shell
 
 Make = Callable[..., Sidecar]
 TOKEN = re.compile(r"ssc_[\w-]{43}\n")
@@ -48,6 +48,15 @@ async def test_a_token_is_shown_once_and_only_its_hash_is_kept(path: Path) -> No
     assert (known["resources"], known["read"]) == (["a b\u2028c", "alice"], True)
     assert 1.9 < (datetime.fromisoformat(known["expires"]) - datetime.now(UTC)) / timedelta(days=1) < 2
     assert known["name"] in made.err
+
+
+async def test_the_examples_of_the_help_work_one_after_the_other(tmp_path: Path) -> None:
+    told = (await command("", "token", "--help")).out
+    *lines, revoke = re.findall(r"^ {4}((?:export|session-sidecar) .*)", told, re.MULTILINE)
+    name = """$(session-sidecar token list | sed -n '1s/.*"name": "\\([0-9a-f]*\\)".*/\\1/p')"""
+    done = await shell("", " && ".join(["cd", *lines, revoke.rpartition(" ")[0] + f' "{name}"']), HOME=str(tmp_path))
+    assert (done.code, len(TOKEN.findall(done.out))) == (0, 2), done.err
+    assert len(TokenFile(tmp_path / "tokens").read()) == 1
 
 
 async def test_tokens_come_and_go_while_it_runs(a_sidecar: Make, path: Path) -> None:
