@@ -96,7 +96,7 @@ async def test_the_sidecar_is_killed(
 async def test_the_sidecar_is_killed_when_the_mapping_is_committed_and_the_agent_not_begun(
     a_sidecar: Make, thread: str, deadly: Path, known: bool
 ) -> None:
-    async with a_sidecar("--agents", str(deadly)) as sidecar:
+    async with a_sidecar("--agents", str(deadly), SIDECAR_SPARE_PROCESSES="0") as sidecar:  # a spare would kill it
         if known:
             await sidecar.say(thread, "My name is Ada")
         with pytest.raises(httpx.HTTPError):
@@ -109,7 +109,7 @@ async def test_the_sidecar_is_killed_when_the_mapping_is_committed_and_the_agent
 async def test_a_crash_before_the_first_message_was_written_leaves_the_session_its_id(
     a_sidecar: Make, thread: str, another_thread: str, deadly: Path
 ) -> None:
-    async with a_sidecar("--agents", str(deadly)) as sidecar:
+    async with a_sidecar("--agents", str(deadly), SIDECAR_SPARE_PROCESSES="0") as sidecar:  # a spare would kill it
         await sidecar.say(another_thread, "Hello")
         example = sidecar.transcript(await sidecar.session_id(another_thread))
         with pytest.raises(httpx.HTTPError):
