@@ -5,11 +5,13 @@ import contextlib
 import json
 import os
 import signal
+import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from session_sidecar.agent.orphans import guarded_cli
 from tests.faults import FaultyModel
 from tests.modes import COLD, WARM
 from tests.server import SECONDS, Sidecar, gone, running
@@ -215,3 +217,11 @@ async def test_nothing_is_ended_that_was_not_started_by_an_agent_of_this_home(si
     finally:
         stranger.kill()
         await stranger.wait()
+
+
+def test_a_cli_whose_sidecar_has_gone_before_it_could_be_told_is_not_begun(tmp_path: Path) -> None:
+    launcher = guarded_cli(tmp_path)
+    assert launcher is not None
+    ours = subprocess.run([launcher, "--version"], capture_output=True, text=True, check=False)
+    anothers = subprocess.run(["sh", "-c", f"{launcher} --version; true"], capture_output=True, text=True, check=False)
+    assert ("Claude Code" in ours.stdout, anothers.stdout) == (True, "")

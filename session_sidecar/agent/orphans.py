@@ -43,10 +43,12 @@ def guarded_cli(directory: Path) -> Path | None:
     if setpriv is None or cli is None or os.uname().sysname != "Linux":
         return None
     launcher = directory / "launch-cli"
-    # SIGTERM, so that the CLI ends what it has started itself.
+    # SIGTERM, so that the CLI ends what it has started itself. The kernel tells of no death that came before it was
+    # asked to: a CLI whose parent is another by then is not begun.
     text = f"""#!/bin/sh
 bundled={shlex.quote(cli)}
-exec {shlex.quote(setpriv)} --pdeathsig TERM -- "${{{CLI_VARIABLE}:-$bundled}}" "$@"
+exec {shlex.quote(setpriv)} --pdeathsig TERM -- /bin/sh -c '[ "$PPID" = {os.getpid()} ] && exec "$0" "$@"' \\
+    "${{{CLI_VARIABLE}:-$bundled}}" "$@"
 """
     fresh = launcher.with_suffix(".new")
     fresh.write_text(text, encoding="utf-8")
