@@ -14,6 +14,7 @@ from typing import Any, Self
 
 import httpx
 
+MARK = "TEST_OF_HOME"  # by which whatever a sidecar has started is known
 SECRET_CHARS = 10
 SECONDS = 20  # the most that any one thing may take before a test says that it hangs
 _ADDRESS = re.compile(r"running on (http://[\w.]+:\d+)")
@@ -117,7 +118,8 @@ class Sidecar:
 
     def __init__(self, home: Path, env: Mapping[str, str], *options: str) -> None:
         self.home = home
-        self.env = {**{k: v for k, v in os.environ.items() if not k.startswith("SIDECAR_")}, **env}
+        person = {k: v for k, v in os.environ.items() if not k.startswith("SIDECAR_")}
+        self.env = {**person, MARK: str(home), **env}
         self.options = options
         self.log: list[str] = []
         self._secrets: set[str] = set()  # what was said, and tokens: nothing of it belongs into a log

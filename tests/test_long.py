@@ -18,7 +18,7 @@ import pytest
 from session_sidecar.agent.transcripts.chain import conversation, read_entries
 from tests.faults import FaultyModel
 from tests.modes import COLD
-from tests.server import Sidecar, gone
+from tests.server import MARK, Sidecar, gone
 from tests.transcripts import get, messages, repeat
 
 pytestmark = [pytest.mark.long, pytest.mark.quiet]
@@ -72,7 +72,7 @@ def workers(sidecar: Sidecar) -> list[int]:
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            ours = f"CLAUDE_CONFIG_DIR={sidecar.home}/claude".encode() in (process / "environ").read_bytes()
+            ours = f"{MARK}={sidecar.home}\0".encode() in (process / "environ").read_bytes()
             if ours and b"session_sidecar.agent.transcripts.worker" in (process / "cmdline").read_bytes():
                 found.append(int(process.name))
     return found
