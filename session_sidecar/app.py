@@ -70,16 +70,15 @@ def create_app(settings: Settings) -> Starlette:
                 f"SIDECAR_HOME: {error.filename or settings.home} cannot be made or written ({error.strerror}). "
                 "See to that, or choose another one (--home)."
             ) from error
-        offline = settings.model == "offline" or (
-            settings.model == "auto" and not credentials_configured(settings.claude_config)
-        )
+        configured = credentials_configured(settings.claude_config)
+        offline = settings.model == "offline" or (settings.model == "auto" and not configured)
         async with contextlib.AsyncExitStack() as stack:
             env: dict[str, str] = {}
             if offline:
                 env = offline_env((await stack.enter_async_context(OfflineModel())).url)
                 logger.warning("no real model answers: this is the built-in stand-in (see --model)")
-            elif not credentials_configured(settings.claude_config):
-                logger.warning("no credentials were found, and no agent may bring its own: %s", MISSING)
+            elif not configured:
+                logger.warning("no credentials were found; unless agents bring their own: %s", MISSING)
             metrics = Metrics()
             session_map = await open_session_map(settings.database_url, observe=metrics.statement)
             stack.push_async_callback(session_map.close)
@@ -116,8 +115,8 @@ def create_app(settings: Settings) -> Starlette:
             )
             await stack.enter_async_context(retention(session_map, changes, settings))
             await stack.enter_async_context(access.watching())
-            # What is loaded by now lives as long as the process; each full collection would walk it, for up to 0.1 s.
             turns.prepare()
+            # What is loaded by now lives as long as the process; each full collection would walk it, for up to 0.1 s.
             gc.collect()
             gc.freeze()
             bodies = Bodies(settings.max_message_bytes)

@@ -142,13 +142,13 @@ class Settings(BaseModel):
     @property
     def most_warm_sessions(self) -> int:
         """How many sessions to keep connected: by default in a quarter of the memory there is, and at most 32."""
-        by_memory = min(_MOST_WARM, memory_bytes() // 4 // _CLI_BYTES)
+        by_memory = min(_MOST_WARM, _clis_that_fit())
         return by_memory if self.warm_sessions is None else self.warm_sessions
 
     @property
     def most_prepared(self) -> int:
-        """Of how many agents to start spares beforehand: as many as fit in a quarter of the memory, but one."""
-        return max(1, memory_bytes() // 4 // _CLI_BYTES // max(1, self.spare_processes))
+        """Of how many agents to start spares beforehand: as many as fit in a quarter of the memory; at least one."""
+        return max(1, _clis_that_fit() // max(1, self.spare_processes))
 
     @property
     def replay_bytes_of_all(self) -> int:
@@ -197,6 +197,11 @@ def _no_such(name: str, names: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, names, n=1)
     hint = f"did you mean {ENV_PREFIX}{near[0].upper()}?" if near else "the README lists them all"
     return f"no such setting; {hint}"
+
+
+def _clis_that_fit() -> int:
+    """How many CLIs a quarter of the memory holds."""
+    return memory_bytes() // 4 // _CLI_BYTES
 
 
 def memory_bytes() -> int:

@@ -1,4 +1,4 @@
-"""Whether processes are kept between turns. What is promised holds both ways."""
+"""Whether processes are kept between turns, and what makes a CLI trace. What is promised holds both ways."""
 
 import pytest
 
@@ -7,3 +7,13 @@ WARM = {"SIDECAR_WARM_SESSIONS": "4", "SIDECAR_SPARE_PROCESSES": "1"}
 
 # `make test` takes the mode that users have; `make test-all` both.
 in_both_modes = pytest.mark.parametrize("mode", ["warm", pytest.param("cold", marks=pytest.mark.long)], indirect=True)
+
+# The CLI makes spans, which nobody collects, and tells the API which one it is in.
+CLI_TRACES = {
+    "CLAUDE_CODE_ENABLE_TELEMETRY": "1",
+    "CLAUDE_CODE_ENHANCED_TELEMETRY_BETA": "1",
+    "CLAUDE_CODE_PROPAGATE_TRACEPARENT": "1",
+    "OTEL_TRACES_EXPORTER": "otlp",
+    "OTEL_EXPORTER_OTLP_PROTOCOL": "http/json",
+    "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9",
+}

@@ -96,15 +96,21 @@ async def test_whatever_is_written_is_the_operators_alone(a_sidecar: Make, threa
         os.umask(before)
 
 
+async def listening(process: asyncio.subprocess.Process) -> bytes:
+    """Wait until a server says that it listens; its line."""
+    assert process.stderr is not None
+    async with asyncio.timeout(SECONDS):
+        while b"running on" not in (line := await process.stderr.readline()):
+            assert line, "it ended before it listened"
+    return line
+
+
 async def test_a_unix_socket_is_for_the_sidecars_own_user(tmp_path: Path, thread: str) -> None:
     path = tmp_path / "sidecar.sock"
     serve = ("serve", "--uds", str(path), "--model", "offline", "--home", str(tmp_path / "home"))
     for _ in range(2):  # a crash leaves the file, and the next start takes it
         process = await asyncio.create_subprocess_exec(PROGRAM, *serve, stderr=asyncio.subprocess.PIPE)
-        assert process.stderr is not None
-        async with asyncio.timeout(SECONDS):
-            while b"running on unix socket" not in (line := await process.stderr.readline()):
-                assert line
+        await listening(process)
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
         transport = httpx.AsyncHTTPTransport(uds=str(path))
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=SECONDS) as client:
@@ -116,9 +122,7 @@ async def test_a_unix_socket_is_for_the_sidecars_own_user(tmp_path: Path, thread
         process.kill()
         await process.communicate()
     process = await asyncio.create_subprocess_exec(PROGRAM, *serve, stderr=asyncio.subprocess.PIPE)
-    assert process.stderr is not None
-    while b"running on unix socket" not in await process.stderr.readline():
-        pass
+    await listening(process)
     process.terminate()
     await process.communicate()
     assert not path.exists()
@@ -133,11 +137,8 @@ async def test_an_address_that_is_not_loopbacks_is_answered_nothing_without_toke
     process = await asyncio.create_subprocess_exec(
         *(executable, "-c", program), cwd=Path(__file__).parent.parent, env=env, stderr=asyncio.subprocess.PIPE
     )
-    assert process.stderr is not None
     try:
-        async with asyncio.timeout(SECONDS):
-            while b"running on" not in (line := await process.stderr.readline()):
-                assert line
+        line = await listening(process)
         port = int(line.rpartition(b":")[2].split()[0])
         address = await own_address()
         reader, writer = await asyncio.open_connection(address, port)

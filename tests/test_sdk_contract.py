@@ -37,6 +37,7 @@ from claude_agent_sdk import (
 
 from session_sidecar.agent.transcripts.files import session_info
 from tests.faults import Behaviour, FaultyModel, big, fail, hold, silent, think, tool, tools
+from tests.modes import CLI_TRACES
 
 Json = dict[str, Any]
 Connect = Callable[..., contextlib.AbstractAsyncContextManager["Cli"]]
@@ -509,15 +510,7 @@ class TestMessages:
         self, options: Callable[..., ClaudeAgentOptions], connect: Connect, model: FaultyModel
     ) -> None:
         given, another = (f"00-{digit * 32}-{digit * 16}-01" for digit in "ab")
-        traces = {
-            "CLAUDE_CODE_ENABLE_TELEMETRY": "1",
-            "CLAUDE_CODE_ENHANCED_TELEMETRY_BETA": "1",
-            "CLAUDE_CODE_PROPAGATE_TRACEPARENT": "1",
-            "OTEL_TRACES_EXPORTER": "otlp",
-            "OTEL_EXPORTER_OTLP_PROTOCOL": "http/json",
-            "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9",
-        }
-        async with connect(env={**options().env, **traces, "TRACEPARENT": given}) as cli:
+        async with connect(env={**options().env, **CLI_TRACES, "TRACEPARENT": given}) as cli:
             await cli.turn("one")
             # Neither takes effect: the one is for the CLI's own cloud, the other for some variables alone.
             await cli.client._transport.write(  # type: ignore[union-attr]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.faults import FaultyModel
-from tests.modes import WARM
+from tests.modes import CLI_TRACES, WARM
 from tests.server import SECONDS, Sidecar
 
 CALLER = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -26,16 +26,6 @@ exporter = ConsoleSpanExporter(out=out, formatter=lambda span: span.to_json(inde
 provider.add_span_processor(SimpleSpanProcessor(exporter))
 trace.set_tracer_provider(provider)
 """
-# The CLI makes spans, which nobody collects, and tells the API which one it is in.
-CLI_TRACES = {
-    "CLAUDE_CODE_ENABLE_TELEMETRY": "1",
-    "CLAUDE_CODE_ENHANCED_TELEMETRY_BETA": "1",
-    "CLAUDE_CODE_PROPAGATE_TRACEPARENT": "1",
-    "OTEL_TRACES_EXPORTER": "otlp",
-    "OTEL_EXPORTER_OTLP_PROTOCOL": "http/json",
-    "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9",
-}
-
 Span = dict[str, Any]
 
 

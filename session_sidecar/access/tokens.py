@@ -12,7 +12,6 @@ import asyncio
 import contextlib
 import hashlib
 import hmac
-import json
 import logging
 import os
 import re
@@ -186,5 +185,4 @@ def _state(path: Path) -> tuple[int, ...]:
 
 def plain(token: Token) -> dict[str, Any]:
     """A token for people and scripts."""
-    described: dict[str, Any] = json.loads(token.model_dump_json())
-    return {**described, "resources": sorted(token.resources)}
+    return {**token.model_dump(mode="json"), "resources": sorted(token.resources)}

@@ -8,13 +8,13 @@ One that is at work in the background is kept as long as that takes, whatever is
 
 import asyncio
 import dataclasses
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from claude_agent_sdk import ClaudeAgentOptions
 
 from session_sidecar.agent.process import AgentProcess
+from session_sidecar.agent.tasks import Tasks
 from session_sidecar.agent.transcripts import Revision
 from session_store import ThreadKey
 
@@ -64,7 +64,7 @@ class ProcessPool:
         self._work_seconds = work_seconds
         self._warm: dict[ThreadKey, _Warm] = {}  # least recently used first
         self._leaving: dict[asyncio.Task[None], ThreadKey] = {}  # what closes a thread's process
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks()
         self._closing = False
         self.on_turn: Callable[[ThreadKey, str, AgentProcess], None] = lambda *_: None
         """Called with its agent when a thread's process begins a turn by itself; `take_speaking` then gives it."""
@@ -128,7 +128,7 @@ class ProcessPool:
             if hinted is not None and not self.has_room(hinted):
                 return False
             self._make_room(self._most_warm - 1, self._closable(hinted))
-        self._warm[key] = _Warm(process, self._own(self._attend(key, process)), state, hinted)
+        self._warm[key] = _Warm(process, self._tasks.own(self._attend(key, process)), state, hinted)
         return True
 
     async def drop(self, key: ThreadKey) -> None:
@@ -160,7 +160,7 @@ class ProcessPool:
         """Close a thread's process, if it has one; `drop` waits for it."""
         if key not in self._warm:
             return
-        closing = self._own(self._pop(key).process.close())
+        closing = self._tasks.own(self._pop(key).process.close())
         self._leaving[closing] = key
         closing.add_done_callback(self._leaving.pop)
 
@@ -192,11 +192,4 @@ class ProcessPool:
         for one in idle:
             one.watch.cancel()
         await asyncio.gather(*(one.process.close() for one in idle))
-        while self._tasks:
-            await asyncio.wait(self._tasks)
-
-    def _own(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
+        await self._tasks.ended()

@@ -4,13 +4,13 @@ import asyncio
 import contextlib
 import logging
 import uuid
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from session_sidecar.agent.agents import Agents, Launch
 from session_sidecar.agent.process import AgentProcess
 from session_sidecar.agent.starts import AHEAD_SECONDS, Starts
+from session_sidecar.agent.tasks import Tasks
 from session_sidecar.errors import SidecarError
 
 logger = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ class Spares:
         self._make = make
         self._waiting: dict[str, dict[Spare, asyncio.Task[None]]] = {}  # each with what watches it
         self._starting: list[str] = []  # the agent of each
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks()
         self._closing = False
 
     def take(self, agent: str) -> Spare | None:
@@ -62,7 +62,7 @@ class Spares:
             watch.cancel()
             if spare.process.is_alive:
                 return spare
-            self._own(spare.process.close())
+            self._tasks.own(spare.process.close())
         return None
 
     @property
@@ -73,20 +73,20 @@ class Spares:
     def give_back(self, agent: str, spare: Spare) -> None:
         """Take back a spare that was not needed."""
         if self._wants(agent):
-            self._waiting.setdefault(agent, {})[spare] = self._own(self._attend(agent, spare))
+            self._waiting.setdefault(agent, {})[spare] = self._tasks.own(self._attend(agent, spare))
         else:
-            self._own(spare.process.close())
+            self._tasks.own(spare.process.close())
 
     def fill(self, agent: str) -> None:
         """Start what this agent lacks, in the background."""
         while self._wants(agent) and (spare := self._make(agent)) is not None:
             self._starting.append(agent)
-            self._own(self._start(agent, spare))
+            self._tasks.own(self._start(agent, spare))
 
     async def started(self) -> None:
         """Wait until none is being started."""
         while self._starting:
-            await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
+            await self._tasks.one_ended()
 
     def stop(self) -> None:
         """Keep none from here on."""
@@ -101,8 +101,7 @@ class Spares:
                 watch.cancel()
         self._waiting.clear()
         await asyncio.gather(*(spare.process.close() for spare in there))
-        while self._tasks:
-            await asyncio.wait(self._tasks)
+        await self._tasks.ended()
 
     def _wants(self, agent: str) -> bool:
         """Whether this agent has fewer than it may, those that are being started included."""
@@ -116,10 +115,10 @@ class Spares:
             level = logging.DEBUG if self._closing else logging.WARNING
             logger.log(level, "a spare process of agent %s did not start: %s", agent, error.detail)
             await spare.process.close()
+            return
+        finally:
             self._starting.remove(agent)
-        else:
-            self._starting.remove(agent)
-            self.give_back(agent, spare)
+        self.give_back(agent, spare)
 
     async def _attend(self, agent: str, spare: Spare) -> None:
         """Stay with a spare until it has waited for long, or has ended, and replace it then."""
@@ -131,9 +130,3 @@ class Spares:
         if asyncio.get_running_loop().time() - since >= min(AHEAD_SECONDS, self._idle_seconds):
             self.fill(agent)
         await spare.process.close()
-
-    def _own(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task

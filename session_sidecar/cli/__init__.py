@@ -1,11 +1,16 @@
 """The command line: `session-sidecar`."""
 
 import importlib
+from pathlib import Path
 
 import click
 
 # The operator's, each in a module of its name; the others call a running sidecar.
 OPERATORS = ("serve", "token", "doctor", "config", "backup", "restore")
+
+home_option = click.option(
+    "--home", type=click.Path(path_type=Path, file_okay=False), help="Where everything is kept. [default: var]"
+)
 
 
 class _Main(click.Group):

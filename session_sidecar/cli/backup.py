@@ -4,12 +4,12 @@ from pathlib import Path
 
 import click
 
+from session_sidecar.cli import home_option
+
 
 @click.command()
 @click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
-@click.option(
-    "--home", type=click.Path(path_type=Path, file_okay=False), help="Where everything is kept. [default: var]"
-)
+@home_option
 def backup(*, directory: Path, home: Path | None) -> None:
     """Copy the home to DIRECTORY, beside a running sidecar too. DIRECTORY is there once all is in it.
 

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import click
 
+from session_sidecar.cli import home_option
+
 
 @click.command()
-@click.option(
-    "--home", type=click.Path(path_type=Path, file_okay=False), help="Where everything is kept. [default: var]"
-)
+@home_option
 @click.option("--fix", is_flag=True, help="Repair what is safe, and ask before anything is lost.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object; asks nothing.")
 @click.pass_context

@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from session_sidecar.cli import home_option
+
 # Longer than the pools of HTTP clients keep a connection. uvicorn's 5 is what httpx has too: whoever of the two is late
 # then sends a message into a connection that is being closed.
 KEEP_ALIVE_SECONDS = 75
@@ -34,9 +36,7 @@ class _Serve(click.Command):
 @click.option(
     "--uds", type=click.Path(path_type=Path, dir_okay=False), help="Unix socket to listen on, for your own user alone."
 )
-@click.option(
-    "--home", type=click.Path(path_type=Path, file_okay=False), help="Where everything is kept. [default: var]"
-)
+@home_option
 @click.option(
     "--model",
     type=click.Choice(["live", "offline", "auto"]),

@@ -73,9 +73,8 @@ def list_(file: TokenFile) -> None:
         if not sys.stdout.isatty():
             click.echo(json.dumps(plain(known)))
             continue
-        whose = (
-            "metrics" if known.metrics else "everybody" if known.is_unrestricted else ", ".join(sorted(known.resources))
-        )
+        people = "everybody" if known.is_unrestricted else ", ".join(sorted(known.resources))
+        whose = "metrics" if known.metrics else people
         until = "for ever" if known.expires is None else f"until {known.expires:%Y-%m-%d %H:%M} UTC"
         click.echo(f"{known.name}  {whose}{' (read)' if known.read else ''}  {until}")
 

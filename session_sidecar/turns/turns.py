@@ -2,11 +2,12 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Coroutine, Iterable
-from typing import Any, Literal, TypeVar
+from collections.abc import AsyncIterator, Iterable
+from typing import Literal, TypeVar
 
 from session_sidecar.agent.agents import Agents
 from session_sidecar.agent.process import AgentProcess
+from session_sidecar.agent.tasks import Tasks
 from session_sidecar.agent.transcripts.transcripts import Transcripts
 from session_sidecar.errors import SessionNotFound, ShuttingDown, SidecarError, TooManyTurns, TooManyTurnsOfResource
 from session_sidecar.observe.metrics import Load
@@ -51,7 +52,7 @@ class Turns:
         self._processes = processes
         self._warming = warming
         self._settings = settings
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks = Tasks()
         self._closing = False
         processes.on_turn(self._begin_background)
 
@@ -76,7 +77,7 @@ class Turns:
         self._agents.check(request.agent)
         self._admit(request.key.resource_id)
         turn = Turn(request, self._replay.log())
-        self._own(in_a_span(turn, request.agent, self._story.run(turn, self._exclusion.enter(turn))))
+        self._tasks.own(in_a_span(turn, request.agent, self._story.run(turn, self._exclusion.enter(turn))))
         self._replay.keep(turn)
         return turn
 
@@ -131,7 +132,7 @@ class Turns:
         if self._closing:
             raise ShuttingDown("Nothing was forked. Try again when it is back.", retry_after=5)
         self._admit(key.resource_id)
-        return await asyncio.shield(self._own(self._fork(parent_key, key, at)))
+        return await asyncio.shield(self._tasks.own(self._fork(parent_key, key, at)))
 
     async def _fork(self, parent_key: ThreadKey, key: ThreadKey, at: str | None) -> SessionMapping:
         async with self.hold(key):
@@ -151,7 +152,7 @@ class Turns:
             return  # the process is about to be closed
         turn = Turn(TurnRequest(key, "", agent=agent), self._replay.log(), "background")
         story = self._story.run_background(turn, self._exclusion.enter(turn), process)
-        self._own(in_a_span(turn, agent, story))
+        self._tasks.own(in_a_span(turn, agent, story))
 
     def warm_up(self, key: ThreadKey, agent: str) -> None:
         """Connect a process to a thread when there is time: its person has just opened it. Raises UnknownAgent."""
@@ -195,12 +196,6 @@ class Turns:
         turns = sum(len(self._exclusion.turns(key)) for key in self.busy(resource_id))
         return turns + sum(key.resource_id == resource_id for key in self._processes.working_for())
 
-    def _own(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
-
     @contextlib.asynccontextmanager
     async def hold(self, key: ThreadKey, *, stop: SidecarError | None = None) -> AsyncIterator[None]:
         """Keep turns off a thread, and its process closed, while it is changed.
@@ -225,7 +220,6 @@ class Turns:
         self.stop_all()
         await self._processes.stop()
         await self._warming.close()
-        while self._tasks:
-            await asyncio.wait(self._tasks)
+        await self._tasks.ended()
         await self._processes.close()
         self._replay.close()
