@@ -1,1 +1,1 @@
-session_store/schema.sql
+session_store/sqlite/schema.sql

@@ -16,7 +16,7 @@ from bench.samples import Samples
 from bench.servers import Server, application, cpu, sidecar
 from session_store import ThreadKey
 from session_store.sqlite import SqliteSessionMap
-from session_store.sqlite_file import open_database
+from session_store.sqlite.file import open_database
 
 PAGE = 50
 CONNECTIONS, SECONDS = 8, 2.0

@@ -7,7 +7,7 @@ from pathlib import Path
 from session_store.errors import StoreUnusable
 from session_store.mapping import SessionMap
 from session_store.sqlite import SqliteSessionMap
-from session_store.sqlite_file import copy_database, reserved
+from session_store.sqlite.file import copy_database, reserved
 
 _SQLITE = "sqlite://"
 

@@ -91,7 +91,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_installs_two_packages_and_nothing_else(installed: Path) -> None:
     packages = {path.name for path in installed.iterdir() if not path.name.endswith(".dist-info")}
     assert packages == {"session_store", HOUSE}
-    assert (installed / "session_store" / "schema.sql").exists()
+    assert (installed / "session_store" / "sqlite" / "schema.sql").exists()
     assert (installed / HOUSE / "api" / "docs.html").exists()
 
 

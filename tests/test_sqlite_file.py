@@ -18,9 +18,10 @@ from pathlib import Path
 
 import pytest
 
-from session_store import SessionMapping, StoreUnavailable, StoreUnusable, ThreadKey, sqlite, sqlite_file, sqlite_pages
-from session_store.sqlite import SqliteSessionMap
-from session_store.sqlite_connection import translated
+from session_store import SessionMapping, StoreUnavailable, StoreUnusable, ThreadKey
+from session_store.sqlite import SqliteSessionMap, pages, session_map
+from session_store.sqlite import file as sqlite_file
+from session_store.sqlite.connection import translated
 
 KEY = ThreadKey("t1", "alice")
 HOT_JOURNAL = bytes.fromhex("d9d505f920a163d7 00000000 12345678 00000000 00000200 00001000").ljust(512, b"\0")
@@ -144,14 +145,14 @@ def plan_of(file: Path, statement: str) -> list[str]:
     ],
 )
 def test_a_page_is_one_walk_along_an_index(
-    file: Path, of: sqlite_pages.Of, index: str, position: str, *, descending: bool
+    file: Path, of: pages.Of, index: str, position: str, *, descending: bool
 ) -> None:
     ours(file, rows=0)
-    (step,) = plan_of(file, sqlite_pages.page(of, descending=descending))  # a second step would be a sort
+    (step,) = plan_of(file, pages.page(of, descending=descending))  # a second step would be a sort
     assert f"USING INDEX {index} (" in step
     assert position in step, "a page would start at the beginning"
     # With a prefix, the keys come from the index alone, and what is sorted is one page.
-    looked_up, _, step, sort = plan_of(file, sqlite_pages.page_by_walk(of, descending=descending))
+    looked_up, _, step, sort = plan_of(file, pages.page_by_walk(of, descending=descending))
     assert "USING PRIMARY KEY (resource_id=? AND thread_id=?)" in looked_up
     assert f"USING COVERING INDEX {index} (" in step
     assert position in step
@@ -167,13 +168,11 @@ def test_a_page_is_one_walk_along_an_index(
     ],
 )
 def test_few_that_begin_alike_are_found_along_their_names(
-    file: Path, of: sqlite_pages.Of, names: str, *, descending: bool
+    file: Path, of: pages.Of, names: str, *, descending: bool
 ) -> None:
     ours(file, rows=0)
-    assert f"SEARCH session_mappings USING {names}" in plan_of(
-        file, sqlite_pages.page_by_sort(of, descending=descending)
-    )
-    assert f"SEARCH session_mappings USING {names}" in plan_of(file, sqlite_pages.count(of))
+    assert f"SEARCH session_mappings USING {names}" in plan_of(file, pages.page_by_sort(of, descending=descending))
+    assert f"SEARCH session_mappings USING {names}" in plan_of(file, pages.count(of))
 
 
 @pytest.mark.parametrize("descending", [True, False])
@@ -181,8 +180,8 @@ def test_few_that_begin_alike_are_found_along_their_names(
 async def test_whichever_way_a_prefix_is_found_its_pages_give_every_row_once(
     sessions: SqliteSessionMap, monkeypatch: pytest.MonkeyPatch, nearby: int, few: int, *, descending: bool
 ) -> None:
-    monkeypatch.setattr(sqlite_pages, "NEARBY", nearby)
-    monkeypatch.setattr(sqlite_pages, "FEW", few)
+    monkeypatch.setattr(pages, "NEARBY", nearby)
+    monkeypatch.setattr(pages, "FEW", few)
     rows = []
     for n, name in enumerate(
         ["b", "a1", "\U0010ffff", "a", "a\U0010ffff", "A", "a2", "b2", "a3", "\u00e1", "a4", "b3"]
@@ -260,7 +259,7 @@ async def test_a_file_from_before_an_index_gets_it_when_it_is_opened(file: Path)
 async def test_threads_of_one_instant_are_listed_once_by_name(
     sessions: SqliteSessionMap, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite, "_now", lambda: 1_700_000_000_123_457)
+    monkeypatch.setattr(session_map, "_now", lambda: 1_700_000_000_123_457)
     for name in "cadb":
         await sessions.add(ThreadKey(name, "alice"), name)
     for descending, names in ((True, "dcba"), (False, "abcd")):
@@ -274,7 +273,7 @@ async def test_a_clock_that_was_set_back_makes_nothing_older(
     sessions: SqliteSessionMap, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     added = await sessions.add(KEY, "s1")
-    monkeypatch.setattr(sqlite, "_now", lambda: 1)
+    monkeypatch.setattr(session_map, "_now", lambda: 1)
     touched = await sessions.touch(KEY, "s1")
     assert touched is not None
     assert touched.updated_at == added.updated_at
@@ -340,7 +339,7 @@ LOST = [("", DATABASE), ("-wal", BESIDE), ("-shm", BESIDE), (".lock", BESIDE)]
 async def test_a_file_that_goes_while_it_is_in_use_stops_every_call_until_it_is_back(
     sessions: SqliteSessionMap, file: Path, caplog: pytest.LogCaptureFixture, suffix: str, todo: str
 ) -> None:
-    caplog.set_level("INFO", sqlite.__name__)
+    caplog.set_level("INFO", session_map.__name__)
     lost, away = Path(f"{file}{suffix}"), file.with_name("away")
     added = await sessions.add(KEY, "s1")
     lost.rename(away)
@@ -353,7 +352,7 @@ async def test_a_file_that_goes_while_it_is_in_use_stops_every_call_until_it_is_
     await sessions.check()
     assert await sessions.page("alice", limit=9) == [added]
     await sessions.add(ThreadKey("t2", "alice"), "s2")
-    levels = [record.levelname for record in caplog.records if record.name == sqlite.__name__]
+    levels = [record.levelname for record in caplog.records if record.name == session_map.__name__]
     assert levels == ["ERROR", "ERROR", "INFO"]  # one for each thing that was wrong, however many calls met it
 
 
@@ -707,7 +706,7 @@ async def test_what_was_answered_survives_a_kill(file: Path) -> None:
 
 KILLED_WHILE_MAKING_IT = """
 import os, signal, sqlite3, sys
-from session_store import sqlite_file
+from session_store.sqlite import file as sqlite_file
 
 class Killed(sqlite_file.OwnedConnection):
     def __init__(self, *args, **kwargs):

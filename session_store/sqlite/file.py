@@ -13,7 +13,7 @@ from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 from session_store.errors import StoreInUse, StoreUnusable
-from session_store.sqlite_connection import OwnedConnection, translated
+from session_store.sqlite.connection import OwnedConnection, translated
 
 APPLICATION_ID = 1936028525
 SCHEMA_VERSION = 1

@@ -14,11 +14,11 @@ from typing import Any, Self
 
 import aiosqlite
 
-from session_store import sqlite_pages
 from session_store.errors import StoreUnavailable, ThreadMapped
 from session_store.mapping import LAST_MOMENT, Cursor, SessionMapping, ThreadKey, moment
-from session_store.sqlite_connection import translated
-from session_store.sqlite_file import SCHEMA_VERSION, open_database, open_for_reading
+from session_store.sqlite import pages
+from session_store.sqlite.connection import translated
+from session_store.sqlite.file import SCHEMA_VERSION, open_database, open_for_reading
 
 logger = logging.getLogger(__name__)
 
@@ -152,12 +152,12 @@ class SqliteSessionMap:
             "parent_thread_id": parent_thread_id,
             "limit": limit,
         }
-        of: sqlite_pages.Of = "all" if resource_id is None else "one" if parent_thread_id is None else "forks"
-        way = sqlite_pages.page_of_nearby if thread_id_prefix else sqlite_pages.page
+        of: pages.Of = "all" if resource_id is None else "one" if parent_thread_id is None else "forks"
+        way = pages.page_of_nearby if thread_id_prefix else pages.page
         rows = await self._fetched(way(of, descending=descending), parameters)
         if thread_id_prefix and len(rows) < limit:
-            ((begin_so,),) = await self._fetched(sqlite_pages.count(of), parameters)
-            way = sqlite_pages.page_by_sort if begin_so <= sqlite_pages.FEW else sqlite_pages.page_by_walk
+            ((begin_so,),) = await self._fetched(pages.count(of), parameters)
+            way = pages.page_by_sort if begin_so <= pages.FEW else pages.page_by_walk
             rows = await self._fetched(way(of, descending=descending), parameters)
         return [_mapping(row) for row in rows]
 

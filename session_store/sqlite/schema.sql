@@ -1,7 +1,7 @@
 -- The one table: which agent session a thread of a resource belongs to. No message, title or count is ever kept here.
 --
 -- Times are UTC microseconds since the epoch. IDs are opaque and compare byte for byte (SQLite's BINARY collation).
--- A change to this file needs a new user_version, here and in session_store/sqlite_file.py: but for an index, which an
+-- A change to this file needs a new user_version, here and in session_store/sqlite/file.py: but for an index, which an
 -- older program keeps up without knowing it. Those that a file lacks are made when it is opened; they are the rest of it.
 
 PRAGMA application_id = 1936028525; -- "sesm": tells our file from any other program's
