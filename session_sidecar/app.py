@@ -29,6 +29,7 @@ from session_sidecar.api.models.bodies import Bodies
 from session_sidecar.api.routes import CALLS
 from session_sidecar.observe.metrics import Metrics
 from session_sidecar.offline import OfflineModel
+from session_sidecar.replicas.tenancy import Alone, Tenancy
 from session_sidecar.server.shutdown import on_shutdown_signal
 from session_sidecar.sessions.changes import Changes
 from session_sidecar.sessions.reading import Reading
@@ -96,17 +97,25 @@ def create_app(settings: Settings) -> Starlette:
                 },
                 launcher=guarded_cli(settings.home.absolute()),
             )
+            tenancy = Alone(session_map)
             turns = make_turns(
-                settings, session_map, transcripts, agents, metrics, model="offline" if offline else "live"
+                settings,
+                session_map,
+                tenancy,
+                transcripts,
+                agents=agents,
+                metrics=metrics,
+                model="offline" if offline else "live",
             )
             metrics.watch(lambda: turns.load)
             stack.push_async_callback(turns.close)
             stack.push_async_callback(readers.close)  # first: no turn's end waits for a long fork
             stack.enter_context(on_shutdown_signal(turns.stop_all))
             history = History(settings.claude_config, readers)
-            reading = Reading(session_map, history, turns)
+            reading = Reading(session_map, tenancy, history, turns)
             changes = Changes(
                 session_map=session_map,
+                tenancy=tenancy,
                 transcripts=transcripts,
                 history=history,
                 reading=reading,
@@ -149,10 +158,11 @@ def _cors(access: Access) -> list[Middleware]:
 def make_turns(
     settings: Settings,
     session_map: SessionMap,
+    tenancy: Tenancy,
     transcripts: Transcripts,
+    *,
     agents: Agents,
     metrics: Metrics,
-    *,
     model: Literal["live", "offline"],
 ) -> Turns:
     """The turns of a sidecar, with what each of them passes through."""
@@ -165,9 +175,10 @@ def make_turns(
     pool = ProcessPool(warm=settings.most_warm_sessions, idle_seconds=idle_seconds, work_seconds=settings.turn_seconds)
     spares = Spares(starts, most=settings.spare_processes, idle_seconds=idle_seconds, make=maker(agents))
     exclusion, processes = Exclusion(queue_turns=settings.queue_turns), Processes(agents, starts, pool, spares)
-    replay, planner = Replay(settings), Planner(session_map, transcripts, exclusion, processes.settled)
+    replay, planner = Replay(settings), Planner(session_map, tenancy, transcripts, exclusion, processes.settled)
     story = Story(
         session_map=session_map,
+        tenancy=tenancy,
         exclusion=exclusion,
         replay=replay,
         planner=planner,
@@ -180,6 +191,7 @@ def make_turns(
     return Turns(
         story=story,
         session_map=session_map,
+        tenancy=tenancy,
         agents=agents,
         transcripts=transcripts,
         exclusion=exclusion,
@@ -188,6 +200,7 @@ def make_turns(
         processes=processes,
         warming=Warming(
             session_map=session_map,
+            tenancy=tenancy,
             agents=agents,
             transcripts=transcripts,
             starts=starts,

@@ -248,6 +248,30 @@ class ReplayGone(SidecarError):
     status, code = 410, "replay_gone"
 
 
+# Several replicas
+
+
+class HeldElsewhere(SidecarError):
+    """Another replica has this thread, and cannot be asked at the moment"""
+
+    status, code = 503, "replica_unreachable"
+
+    def __init__(self, url: str | None, *, live: bool) -> None:
+        """`url` is where that replica can be asked, if it can be; `live` whether it is at the thread now, or was last.
+
+        Callers are told of it only where what they ask cannot be forwarded there. Neither is for them to know.
+        """
+        super().__init__("Nothing was changed. It is let go of within seconds. Try again then.", retry_after=5)
+        self.url = url
+        self.live = live
+
+
+class LeaseLost(SidecarError):
+    """The thread was taken over by another replica"""
+
+    status, code = 503, "lease_lost"
+
+
 # The agent behind it
 
 

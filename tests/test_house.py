@@ -17,6 +17,8 @@ FLOORS = (
     {f"{HOUSE}.errors", f"{HOUSE}.settings", f"{HOUSE}.client", f"{HOUSE}.offline"},
     {f"{HOUSE}.observe"},
     {f"{HOUSE}.agent"},
+    {f"{HOUSE}.archive"},
+    {f"{HOUSE}.replicas"},
     {f"{HOUSE}.turns"},
     {f"{HOUSE}.sessions"},
     {f"{HOUSE}.access"},

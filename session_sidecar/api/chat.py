@@ -29,7 +29,7 @@ async def chat(call: Incoming[ChatRequest]) -> Response:
 
     With `Last-Event-ID` it is a reader who comes back: the turn that the ID names is joined, and none is started.
     """
-    return _begin(call, call.asked.turn())
+    return await _begin(call, call.asked.turn())
 
 
 async def rejoin(call: Incoming[Thread]) -> Response:
@@ -60,19 +60,20 @@ async def fork(call: Incoming[ForkRequest]) -> Response:
     if turn is None:
         mapping = await call.services.turns.fork(asked.parent, asked.key, asked.at_message_id)
         return Json(session_object(Session(mapping, running=False)), 201)
-    return _begin(call, turn)
+    return await _begin(call, turn)
 
 
-def _begin(call: Incoming[Any], turn: TurnRequest) -> Response:
+async def _begin(call: Incoming[Any], turn: TurnRequest) -> Response:
     key = call.request.headers.get("idempotency-key")
     if key is not None and not (1 <= len(key) <= MAX_ID_CHARS and key.isascii() and key.isprintable()):
         message = f"must be 1 to {MAX_ID_CHARS} printable ASCII characters"
         raise InvalidRequest("Nothing was started. See `errors`.", [{"field": "Idempotency-Key", "message": message}])
     at = _last_event_id(call.request)
     request = replace(turn, idempotency_key=key, request_id=call.request.state.request_id)
+    if at is not None:
+        return _from(call, await call.services.turns.again(request, at.turn_id), at)
     with as_the_caller_says(call.request.headers):
-        begun = call.services.turns.begin(request, at.turn_id if at else None)
-    return _from(call, begun, at)
+        return _from(call, call.services.turns.begin(request), None)
 
 
 def _from(call: Incoming[Any], turn: Turn, at: Position | None) -> Response:

@@ -16,6 +16,7 @@ from session_sidecar.errors import (
     ThreadExists,
     TranscriptMissing,
 )
+from session_sidecar.replicas.tenancy import Tenancy
 from session_sidecar.sessions.reading import Reading, Session
 from session_sidecar.settings import Settings
 from session_sidecar.turns.turns import Turns
@@ -33,6 +34,7 @@ class Changes:
         self,
         *,
         session_map: SessionMap,
+        tenancy: Tenancy,
         transcripts: Transcripts,
         history: History,
         reading: Reading,
@@ -40,6 +42,7 @@ class Changes:
         settings: Settings,
     ) -> None:
         self._map = session_map
+        self._tenancy = tenancy
         self._transcripts = transcripts
         self._history = history
         self._reading = reading
@@ -68,6 +71,7 @@ class Changes:
             # again finds the rest by it. The other way round, nothing would say any more whose the transcript was.
             if transcript:
                 await self._transcripts.delete(mapping.sdk_session_id)
+                await self._tenancy.erase(mapping.sdk_session_id)
             removed = await self._map.remove(key, expected=mapping.sdk_session_id, version=mapping.version)
             self._turns.forget(key)
             return removed is not None

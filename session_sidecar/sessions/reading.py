@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from session_sidecar.agent.transcripts.chain import Glimpse, TranscriptMessage
 from session_sidecar.agent.transcripts.history import Asked, History, Metadata, Page, Writer
 from session_sidecar.errors import SessionNotFound, TranscriptMissing
+from session_sidecar.replicas.tenancy import Tenancy
 from session_sidecar.sessions.family import Branch, family
 from session_sidecar.turns.turns import Turns
 from session_store import Cursor, SessionMap, SessionMapping, ThreadKey
@@ -41,8 +42,9 @@ class Listing:
 class Reading:
     """Nothing that is asked here changes anything."""
 
-    def __init__(self, session_map: SessionMap, history: History, turns: Turns) -> None:
+    def __init__(self, session_map: SessionMap, tenancy: Tenancy, history: History, turns: Turns) -> None:
         self._map = session_map
+        self._tenancy = tenancy
         self._history = history
         self._turns = turns
 
@@ -59,6 +61,7 @@ class Reading:
         (session,) = await self._sessions([mapping])
         if not metadata:
             return session
+        await self._tenancy.look(mapping)
         return replace(session, metadata=await self._history.metadata(mapping.sdk_session_id))
 
     async def page(self, listing: Listing) -> tuple[list[Session], Cursor | None]:
@@ -80,6 +83,7 @@ class Reading:
         Raises SessionNotFound, TranscriptMissing, SessionAmbiguous, MessageNotFound.
         """
         mapping = await self.mapping(key)
+        await self._tenancy.look(mapping)
         try:
             return await self._history.messages(mapping.sdk_session_id, asked, write)
         except TranscriptMissing:
@@ -103,6 +107,7 @@ class Reading:
         point = branch.mapping.parent_message_id if branch.mapping else None
         for mapping in (branch.mapping, parent.mapping if parent else None):
             if mapping is not None and point is not None and branch.point is None:
+                await self._tenancy.look(mapping)
                 branch.point = await self._history.find(mapping.sdk_session_id, point)
         for child in branch.children:
             await self._find_points(child, branch)
@@ -143,4 +148,5 @@ class Reading:
         return await self._sessions([row for row, _ in found], outlines), position if more else None
 
     async def _outlines(self, rows: list[SessionMapping]) -> list[Metadata]:
-        return await self._history.outlines([row.sdk_session_id for row in rows])
+        stored = await self._tenancy.outlines(rows)
+        return await self._history.outlines([row.sdk_session_id for row in rows]) if stored is None else stored

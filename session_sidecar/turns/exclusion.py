@@ -91,6 +91,10 @@ class Exclusion:
         holder = self._claims.holder(key)
         return holder if isinstance(holder, Turn) and not holder.ended.is_set() else None
 
+    def has_thread(self, turn: Turn) -> bool:
+        """Whether this turn has its thread, be it about to give it back."""
+        return self._claims.holder(turn.request.key) is turn
+
     def turns(self, key: ThreadKey) -> list[Turn]:
         """The turns that run on a thread or wait for it."""
         everyone = (self._claims.holder(key), *self._claims.waiting(key))

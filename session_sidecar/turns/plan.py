@@ -19,9 +19,10 @@ from session_sidecar.errors import (
     TranscriptMissing,
     UnsafeForkPoint,
 )
+from session_sidecar.replicas.tenancy import Tenancy
 from session_sidecar.turns.exclusion import Exclusion
 from session_sidecar.turns.turn import Outcome, Settled, TurnRequest
-from session_store import SessionMap, SessionMapping, ThreadKey
+from session_store import SessionMap, SessionMapping, ThreadKey, ThreadMapped
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,28 +104,30 @@ class Planner:
     def __init__(
         self,
         session_map: SessionMap,
+        tenancy: Tenancy,
         transcripts: Transcripts,
         exclusion: Exclusion,
         settled: Callable[[ThreadKey], Revision | None],
     ) -> None:
         """`settled` tells where the last turn ended on a thread whose process is at work in the background."""
         self._map = session_map
+        self._tenancy = tenancy
         self._transcripts = transcripts
         self._exclusion = exclusion
         self._settled = settled
 
     async def look(self, request: TurnRequest) -> Seen:
-        """What there is for a turn; nothing is changed.
+        """What there is for a turn, whose thread this replica has from here on; nothing else is changed.
 
-        Raises SessionNotFound, ThreadExists, TranscriptMissing, SessionAmbiguous, MessageNotFound, UnsafeForkPoint and
-        TranscriptsUnavailable.
+        Raises HeldElsewhere, SessionNotFound, ThreadExists, TranscriptMissing, SessionAmbiguous, MessageNotFound,
+        UnsafeForkPoint and TranscriptsUnavailable.
         """
         key = request.key
         if request.fork_of is not None:
             parent, point = await self.fork_point(request.fork_of, key, request.at_message_id)
             title = await self._transcripts.fork_title(parent.sdk_session_id)
             return Seen(branching=Branching(parent.thread_id, parent.sdk_session_id, point, title))
-        mapping = await self._map.get(key)
+        mapping = await self._tenancy.enter(key)
         if mapping is None:
             await self._transcripts.check()
             return Seen()
@@ -135,12 +138,21 @@ class Planner:
         return Seen(mapping, info, self._settled(key))
 
     async def commit(self, key: ThreadKey, plan: Plan) -> None:
-        """Change what the plan says. Raises ThreadMapped, SessionNotFound, NotSaved, TranscriptsUnavailable."""
+        """Change what the plan says.
+
+        Raises ThreadMapped where another replica was first, ThreadExists where it was with the thread of a fork;
+        SessionNotFound, NotSaved, TranscriptsUnavailable.
+        """
         session_id = plan.launch.session_id
         if plan.change == "add":
-            await self._map.add(
-                key, session_id, parent_thread_id=plan.parent_thread_id, parent_message_id=plan.launch.at
-            )
+            try:
+                await self._map.add(
+                    key, session_id, parent_thread_id=plan.parent_thread_id, parent_message_id=plan.launch.at
+                )
+            except ThreadMapped:
+                if plan.outcome == "forked":
+                    raise ThreadExists("Choose another `thread_id`, or delete this one first.") from None
+                raise
         elif plan.change == "replace":
             if await self._map.replace(key, session_id, expected=plan.replaced or "") is None:
                 raise SessionNotFound("The thread was deleted or changed meanwhile. Send the message again.")
@@ -151,6 +163,7 @@ class Planner:
         """Where a fork began that a crash cut off before it had a transcript: what it was to hold is in its parent."""
         parent = await self._map.get(ThreadKey(parent_thread_id, mapping.resource_id))
         if parent is not None:
+            await self._tenancy.look(parent)
             with contextlib.suppress(TranscriptMissing, MessageNotFound):
                 point = await self._transcripts.fork_point(parent.sdk_session_id, mapping.parent_message_id)
                 title = await self._transcripts.fork_title(parent.sdk_session_id)
@@ -187,7 +200,10 @@ class Planner:
                 return running.settled
         async with self._exclusion.pause(key):
             parent = await self._parent(key)
+            stored = await self._tenancy.look(parent)
             revision = self._settled(key)
+            if revision is None:
+                revision = stored
             if revision is None:
                 info = await self._transcripts.info(parent.sdk_session_id)
                 if info is None:

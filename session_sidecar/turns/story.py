@@ -12,6 +12,7 @@ from session_sidecar.agent.process import AgentProcess, Prompt
 from session_sidecar.agent.transcripts import NOTHING
 from session_sidecar.errors import AgentFailed, SessionNotFound, public_error
 from session_sidecar.observe.metrics import Metrics
+from session_sidecar.replicas.tenancy import Tenancy
 from session_sidecar.settings import Settings
 from session_sidecar.turns.ending import Afterwards, dismiss, keep_time, stop_when_asked, unless_stopped
 from session_sidecar.turns.exclusion import Exclusion
@@ -19,7 +20,7 @@ from session_sidecar.turns.plan import Plan, Planner, decide, make_id
 from session_sidecar.turns.processes import Processes
 from session_sidecar.turns.replay import Replay
 from session_sidecar.turns.turn import Settled, Turn, TurnRequest
-from session_store import SessionMap, SessionMapError
+from session_store import SessionMap, SessionMapError, ThreadMapped
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +32,7 @@ class Story:
         self,
         *,
         session_map: SessionMap,
+        tenancy: Tenancy,
         exclusion: Exclusion,
         replay: Replay,
         planner: Planner,
@@ -43,6 +45,7 @@ class Story:
         """`model` is what `session` events say answers: `live` or `offline`."""
         self.model = model
         self._map = session_map
+        self._tenancy = tenancy
         self._exclusion = exclusion
         self._replay = replay
         self._planner = planner
@@ -98,14 +101,15 @@ class Story:
 
     async def _prepare(self, turn: Turn) -> tuple[Plan, AgentProcess]:
         """Look, decide, commit, and take a process."""
-        seen = await self._planner.look(turn.request)
-        with self._processes.spare(turn, seen) as spare:
-            plan = decide(turn.request, seen, spare.session_id if spare else make_id())
-            if plan.change == "add":
-                turn.made = plan.launch.session_id
-            turn.settle(plan.settled)
-            await self._planner.commit(turn.request.key, plan)
-            return plan, await self._processes.get(turn, plan, spare)
+        while True:
+            seen = await self._planner.look(turn.request)
+            with self._processes.spare(turn, seen) as spare:
+                plan = decide(turn.request, seen, spare.session_id if spare else make_id())
+                turn.made = plan.launch.session_id if plan.change == "add" else None
+                turn.settle(plan.settled)
+                with contextlib.suppress(ThreadMapped):  # a turn on another replica was first; this one comes after it
+                    await self._planner.commit(turn.request.key, plan)
+                    return plan, await self._processes.get(turn, plan, spare)
 
     async def _converse(self, turn: Turn, plan: Plan, process: AgentProcess, prompt: Prompt | None) -> None:
         """Give the prompt and publish what is said, to the result."""
@@ -156,7 +160,9 @@ class Story:
             mapping, saved = None, None
             if turn.result is not None:
                 saved = await self._after.saved(turn)
-                mapping = await self._after.note_end(turn)
+                turn.stored = await self._tenancy.save(turn.request.key, turn.session_id or "", saved)
+                if turn.stored is not False:  # else nothing answers there, and readers wait for their `end`
+                    mapping = await self._after.note_end(turn)
                 self._publish_end(turn)
             if process is not None:
                 fit = turn.status in ("completed", "interrupted") or process.at_work
@@ -167,8 +173,12 @@ class Story:
         finally:
             if not turn.ended.is_set():
                 self._publish_end(turn)
-            self._exclusion.leave(turn)
-            self._note(turn, exit=process.exit_status if process is not None else None)
+            try:
+                if self._exclusion.has_thread(turn):
+                    await self._tenancy.leave(turn.request.key)
+            finally:
+                self._exclusion.leave(turn)
+                self._note(turn, exit=process.exit_status if process is not None else None)
 
     def _note(self, turn: Turn, **more: object) -> None:
         """Log how a turn has ended, and count it."""

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from session_sidecar.agent.messages import Message, failure_of, refused_of, text_of, usage_of
 from session_sidecar.agent.transcripts import Revision
-from session_sidecar.errors import ApiFailed, NotSaved, SidecarError, TurnInterrupted, TurnTimeout
+from session_sidecar.errors import ApiFailed, LeaseLost, NotSaved, SidecarError, TurnInterrupted, TurnTimeout
 from session_sidecar.observe.metrics import Usage
 from session_sidecar.turns.events import EventLog
 from session_store import ThreadKey
@@ -76,6 +76,7 @@ class Turn:
         self.times = {"asked": time.monotonic()}  # when it came to `running`, `init`, `first_delta`, `end`
         self.last_sign = time.monotonic()  # of life from the CLI
         self.process_came: Came | None = None  # from where its process was taken
+        self.stored: bool | None = None  # whether what it wrote is in the database, where that keeps transcripts
         self._readers = 0
         self._last_retry: Message | None = None
         self._said_error: str | None = None  # what its newest answer is instead of one
@@ -204,7 +205,7 @@ class Turn:
             self.status = "failed"
         elif error is None and self.result is not None:
             self.status = "completed"
-        elif isinstance(self.stop_reason, (TurnTimeout, ApiFailed)):
+        elif isinstance(self.stop_reason, (TurnTimeout, ApiFailed, LeaseLost)):
             self.status, self.error = "failed", self.stop_reason
         elif self.stopping.is_set():
             self.status, self.error = "interrupted", self.stop_reason
@@ -213,7 +214,8 @@ class Turn:
         if self.session_id is not None:
             problem = self.error.problem() if self.error else None
             end = {"type": "end", "status": self.status, "sdk_session_id": self.session_id, "error": problem}
-            self.log.append("end", end)
+            told = {} if self.stored is None else {"stored": self.stored}
+            self.log.append("end", end | told)
         elif self.error is None:
             self.error = TurnInterrupted(UNBEGUN)
         self.log.close()

@@ -12,6 +12,7 @@ from session_sidecar.agent.transcripts.transcripts import Transcripts
 from session_sidecar.errors import SessionNotFound, ShuttingDown, SidecarError, TooManyTurns, TooManyTurnsOfResource
 from session_sidecar.observe.metrics import Load
 from session_sidecar.observe.tracing import in_a_span
+from session_sidecar.replicas.tenancy import Tenancy
 from session_sidecar.settings import Settings
 from session_sidecar.turns.exclusion import Exclusion
 from session_sidecar.turns.plan import Planner
@@ -33,6 +34,7 @@ class Turns:
         *,
         story: Story,
         session_map: SessionMap,
+        tenancy: Tenancy,
         agents: Agents,
         transcripts: Transcripts,
         exclusion: Exclusion,
@@ -44,6 +46,7 @@ class Turns:
     ) -> None:
         self._story = story
         self._map = session_map
+        self._tenancy = tenancy
         self._agents = agents
         self._transcripts = transcripts
         self._exclusion = exclusion
@@ -53,6 +56,7 @@ class Turns:
         self._warming = warming
         self._settings = settings
         self._tasks = Tasks()
+        self._leaving = Tasks()  # threads that were held are being let go of
         self._closing = False
         processes.on_turn(self._begin_background)
 
@@ -61,15 +65,12 @@ class Turns:
         """What answers."""
         return self._story.model
 
-    def begin(self, request: TurnRequest, turn_id: str | None = None) -> Turn:
+    def begin(self, request: TurnRequest) -> Turn:
         """Begin a turn, or join the one that an earlier attempt began; without waiting for anything.
 
-        With the ID of a turn none is begun: that one is joined, if this is what was asked for. Raises ThreadBusy,
-        QueueFull, ThreadExists, TooManyTurns, TooManyTurnsOfResource, UnknownAgent, IdempotencyMismatch, ReplayGone,
-        ShuttingDown.
+        Raises ThreadBusy, QueueFull, ThreadExists, TooManyTurns, TooManyTurnsOfResource, UnknownAgent,
+        IdempotencyMismatch, ReplayGone, ShuttingDown.
         """
-        if turn_id is not None:
-            return self._replay.again(request, self._held(request.key, turn_id), turn_id)
         if earlier := self._replay.find(request):
             return earlier
         if self._closing:
@@ -83,17 +84,30 @@ class Turns:
 
     async def running(self, keys: Iterable[ThreadKey]) -> set[ThreadKey]:
         """Those of these threads on which a turn runs."""
-        return {key for key in keys if self._exclusion.running(key) is not None}
+        keys = set(keys)
+        here = {key for key in keys if self._exclusion.running(key) is not None}
+        return here | await self._tenancy.running(keys - here)
 
     async def rejoin(self, key: ThreadKey, turn_id: str | None) -> Turn | None:
         """The turn of this ID, if it is held. Without one: that which runs on a thread, or was the last to end there.
 
-        What the agent says by itself before it comes to the message is said first.
+        What the agent says by itself before it comes to the message is said first. Raises HeldElsewhere where another
+        replica had the thread last.
         """
-        if turn_id is not None:
-            return self._held(key, turn_id)
-        running = self._exclusion.running(key)
-        return running.before or running if running else self._replay.latest(key)
+        if turn_id is not None and (turn := self._held(key, turn_id)):
+            return turn
+        if running := self._exclusion.running(key):
+            return (running.before or running) if turn_id is None else None
+        if elsewhere := await self._tenancy.elsewhere(key):
+            raise elsewhere  # what has ended here had ended before that
+        return self._replay.latest(key) if turn_id is None else None
+
+    async def again(self, request: TurnRequest, turn_id: str) -> Turn:
+        """The turn of this ID, for a reader who comes back with what has begun it; none is begun.
+
+        Raises ReplayGone, IdempotencyMismatch, HeldElsewhere.
+        """
+        return self._replay.again(request, await self.rejoin(request.key, turn_id), turn_id)
 
     def _held(self, key: ThreadKey, turn_id: str) -> Turn | None:
         on_thread = self._exclusion.turns(key)
@@ -103,10 +117,12 @@ class Turns:
     async def interrupt(self, key: ThreadKey) -> Turn | None:
         """Stop the turn that runs on a thread and wait until it has ended; None where none runs.
 
-        Raises SessionNotFound for a thread that does not exist.
+        Raises SessionNotFound for a thread that does not exist, HeldElsewhere where another replica has it.
         """
         turn = self._exclusion.running(key)
         if turn is None:
+            if (elsewhere := await self._tenancy.elsewhere(key)) and elsewhere.live:
+                raise elsewhere
             if await self._map.get(key) is None:
                 raise SessionNotFound
             return None
@@ -201,13 +217,17 @@ class Turns:
         """Keep turns off a thread, and its process closed, while it is changed.
 
         If one runs or waits there, or the agent is at work in the background: stops it all for the reason `stop`, or
-        raises ThreadBusy where there is none.
+        raises ThreadBusy where there is none. Raises HeldElsewhere where another replica has the thread.
         """
         async with self._exclusion.hold(key, stop=stop):
             if stop is None:
                 self._processes.check_rest(key)
             await self._processes.drop(key)
-            yield
+            await self._tenancy.enter(key)
+            try:
+                yield
+            finally:
+                await asyncio.shield(self._leaving.own(self._tenancy.leave(key)))
 
     def stop_all(self) -> None:
         """Refuse new turns from now on and ask the running ones to stop."""
@@ -221,5 +241,6 @@ class Turns:
         await self._processes.stop()
         await self._warming.close()
         await self._tasks.ended()
+        await self._leaving.ended()
         await self._processes.close()
         self._replay.close()

@@ -1,15 +1,18 @@
 """Hints: a thread's process is connected before its message comes."""
 
 import asyncio
+import contextlib
 import logging
 import time
+from collections.abc import AsyncIterator
 
 from session_sidecar.agent.agents import Agents, Launch
 from session_sidecar.agent.pool import Fingerprint, ProcessPool
 from session_sidecar.agent.process import AgentProcess
 from session_sidecar.agent.starts import Starts
 from session_sidecar.agent.transcripts.transcripts import Transcripts
-from session_sidecar.errors import public_error
+from session_sidecar.errors import HeldElsewhere, public_error
+from session_sidecar.replicas.tenancy import Tenancy
 from session_sidecar.turns.ending import dismiss
 from session_sidecar.turns.exclusion import Exclusion
 from session_store import SessionMap, ThreadKey
@@ -30,6 +33,7 @@ class Warming:
         self,
         *,
         session_map: SessionMap,
+        tenancy: Tenancy,
         agents: Agents,
         transcripts: Transcripts,
         starts: Starts,
@@ -37,6 +41,7 @@ class Warming:
         exclusion: Exclusion,
     ) -> None:
         self._map = session_map
+        self._tenancy = tenancy
         self._agents = agents
         self._transcripts = transcripts
         self._starts = starts
@@ -65,6 +70,8 @@ class Warming:
             key, (agent, hinted) = self._hints.popitem()  # the newest: its person is still there
             try:
                 await self._warm_up(key, agent, hinted)
+            except HeldElsewhere:
+                continue  # its person is answered there
             except Exception as error:
                 logger.warning("a thread was not warmed up: %s", public_error(error).detail)
 
@@ -74,7 +81,7 @@ class Warming:
         async with self._starts.room_ahead():
             if not self._exclusion.is_free(key):
                 return  # its message has come
-            async with self._exclusion.hold(key):
+            async with self._exclusion.hold(key), self._having(key):
                 # Only now nobody changes what is looked at.
                 if (found := await self._process(key, agent)) is None:
                     return
@@ -85,6 +92,15 @@ class Warming:
                 finally:
                     if not self._pool.keep(key, state, process, hinted=hinted):
                         await process.close()
+
+    @contextlib.asynccontextmanager
+    async def _having(self, key: ThreadKey) -> AsyncIterator[None]:
+        async with asyncio.timeout(LOOK_SECONDS):
+            await self._tenancy.enter(key)
+        try:
+            yield
+        finally:
+            await self._tenancy.leave(key)
 
     async def _process(self, key: ThreadKey, agent: str) -> tuple[Fingerprint, AgentProcess] | None:
         """A process for the thread as it is now, not started yet; None where there is one, or nothing to connect to."""

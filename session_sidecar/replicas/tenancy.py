@@ -1,0 +1,95 @@
+"""Having a thread: what turns, changes and readers ask for before they touch its session.
+
+One process that owns its home has every thread (`Alone`). Of several replicas one has a thread at a time (`Fleet`).
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+from session_sidecar.agent.transcripts import Revision
+from session_sidecar.agent.transcripts.history import Metadata
+from session_sidecar.errors import HeldElsewhere
+from session_store import SessionMap, SessionMapping, ThreadKey
+
+
+class Tenancy(Protocol):
+    """Who has which thread. Any call may raise StoreUnavailable, but for those that say that they never fail."""
+
+    async def enter(self, key: ThreadKey) -> SessionMapping | None:
+        """Have a thread, and here the transcript that its last holder left; its mapping, None if it is not mapped.
+
+        Whoever asks has the claim on it among what this process does, and leaves before giving that back. A mapping
+        that is added meanwhile is had too. Raises HeldElsewhere; then there is nothing to leave.
+        """
+        ...
+
+    async def leave(self, key: ThreadKey) -> None:
+        """Let others have a thread, as soon as all that was written is stored and nothing is at work. Never fails."""
+        ...
+
+    async def save(self, key: ThreadKey, session_id: str, settled: Revision | None) -> bool | None:
+        """Store what a turn has written. Whether it is stored by now; None where nothing else is to be stored.
+
+        `settled` is where the turn ended, if it came to a result that is in the transcript. Never fails.
+        """
+        ...
+
+    async def look(self, mapping: SessionMapping) -> Revision | None:
+        """Have a transcript here as far as it is stored, to read it; where its last turn ended, if that is known.
+
+        Nobody is kept from the thread meanwhile.
+        """
+        ...
+
+    async def outlines(self, mappings: Sequence[SessionMapping]) -> list[Metadata] | None:
+        """What is known of these sessions without their transcripts; None where the transcripts are to be read."""
+        ...
+
+    async def erase(self, session_id: str) -> None:
+        """Delete what is stored of a session elsewhere than in its transcript here, by whoever has its thread."""
+        ...
+
+    async def running(self, keys: Iterable[ThreadKey]) -> set[ThreadKey]:
+        """Those of these threads that another replica has."""
+        ...
+
+    async def elsewhere(self, key: ThreadKey) -> HeldElsewhere | None:
+        """Which other replica has a thread, or had it last: what its turns have said is held there."""
+        ...
+
+
+class Alone:
+    """One process that owns its home: it has every thread, and its transcripts lie here."""
+
+    def __init__(self, session_map: SessionMap) -> None:
+        self._map = session_map
+
+    async def enter(self, key: ThreadKey) -> SessionMapping | None:
+        """See Tenancy."""
+        return await self._map.get(key)
+
+    async def leave(self, key: ThreadKey) -> None:
+        """See Tenancy."""
+
+    async def save(self, key: ThreadKey, session_id: str, settled: Revision | None) -> bool | None:
+        """See Tenancy."""
+        return None
+
+    async def look(self, mapping: SessionMapping) -> Revision | None:
+        """See Tenancy."""
+        return None
+
+    async def outlines(self, mappings: Sequence[SessionMapping]) -> list[Metadata] | None:
+        """See Tenancy."""
+        return None
+
+    async def erase(self, session_id: str) -> None:
+        """See Tenancy."""
+
+    async def running(self, keys: Iterable[ThreadKey]) -> set[ThreadKey]:
+        """See Tenancy."""
+        return set()
+
+    async def elsewhere(self, key: ThreadKey) -> HeldElsewhere | None:
+        """See Tenancy."""
+        return None
