@@ -10,6 +10,7 @@ from tests.faults import FaultyModel
 from tests.modes import COLD, WARM
 from tests.server import Sidecar
 
+pytest_plugins = ("tests.postgres",)
 _names = itertools.count(1)
 
 

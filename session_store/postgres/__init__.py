@@ -1,0 +1,1 @@
+"""The session map, and all that replicas share, in one PostgreSQL database."""

@@ -1,0 +1,268 @@
+"""One PostgreSQL database: a bounded pool, statements and transactions, and what its errors mean in this package.
+
+It may be reached through a pooler in transaction mode. So a connection is given no options at its start and keeps
+nothing between two transactions: no prepared statements, no LISTEN, no settings but `SET LOCAL`.
+"""
+
+import asyncio
+import logging
+import os
+import select
+import socket
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from contextlib import asynccontextmanager, suppress
+from typing import Any, Self
+
+import psycopg
+from psycopg import conninfo, errors
+from psycopg_pool import AsyncConnectionPool, PoolTimeout
+
+from session_store.errors import SessionMapError, SessionMapped, StoreUnavailable, StoreUnusable
+from session_store.postgres.migrations import migrate
+
+logger = logging.getLogger(__name__)
+logging.getLogger("psycopg.pool").setLevel(logging.ERROR)  # each attempt of a pool is a warning; we say it once
+
+Connection = psycopg.AsyncConnection[tuple[Any, ...]]
+Parameters = Mapping[str, Any]
+
+POOL_SIZE = 10
+WAIT_SECONDS = 3  # for a connection, be they all in use or none to be had
+WAIT_WHEN_REFUSED_SECONDS = 0.5  # the next attempt may be the one that succeeds
+STATEMENT_SECONDS = 10  # then its connection is cut: a server that hangs must not hang us
+TRANSACTION_SECONDS = 30
+
+# A replica that stands still in mid-transaction must not keep the rows from the others.
+BEGIN = b"BEGIN; SET LOCAL idle_in_transaction_session_timeout = 5000"
+CHECK = "SELECT v FROM schema_version"
+CHECK_WRITING = "UPDATE schema_version SET v = v RETURNING v"
+
+_CONNECTION = {
+    "autocommit": True,
+    "prepare_threshold": None,
+    "client_encoding": "utf8",
+    "fallback_application_name": "session-sidecar",
+    "connect_timeout": WAIT_SECONDS,
+    "tcp_user_timeout": STATEMENT_SECONDS * 1000,
+    "keepalives_idle": STATEMENT_SECONDS,
+    "keepalives_interval": WAIT_SECONDS,
+    "keepalives_count": 3,
+}
+_ADDRESS = "write postgresql://user:password@host:port/database, and %-encode what is special in the password"
+
+
+class Database:
+    """A pool of connections that are made when they are needed and again when they were lost."""
+
+    def __init__(self, url: str) -> None:
+        """`open` makes one; the URL may hold a password, so it is never shown."""
+        self._pool = AsyncConnectionPool(
+            url,
+            connection_class=_Connection,
+            kwargs=_CONNECTION | {"heed": self._note_refusal},
+            min_size=1,
+            max_size=POOL_SIZE,
+            open=False,
+            check=self._alive,
+            timeout=WAIT_SECONDS,
+            reconnect_timeout=WAIT_SECONDS,  # else its next attempt may be minutes away when the database is back
+        )
+        self._refusal: psycopg.Error | None = None  # why the last attempt to connect failed, if it did
+        self._calls: set[asyncio.Task[Any]] = set()
+        self._closing: asyncio.Task[None] | None = None
+        self._trouble: str | None = None  # what the last call failed with; a write that succeeds ends it
+
+    @classmethod
+    async def open(cls, url: str, *, read_only: bool = False) -> Self:
+        """Connect, and bring the schema up to date unless it is only to be read. Raises StoreUnusable in one line."""
+        _check_url(url)
+        try:
+            async with await Connection.connect(url, **_CONNECTION) as connection:  # type: ignore[arg-type]
+                await migrate(connection, look_only=read_only)
+        except psycopg.Error as error:
+            raise StoreUnusable(f"The session map cannot be opened: {translated(error)}") from error
+        database = cls(url)
+        await database._pool.open()
+        return database
+
+    async def rows(
+        self, statement: str, parameters: Parameters | None = None, *, writes: bool = False
+    ) -> list[tuple[Any, ...]]:
+        """Run one statement, which commits by itself; give its rows. One that `writes` should return what it wrote.
+
+        A caller that is cancelled waits for the end of it all the same, some seconds at most: then it has happened or
+        it has not, and no connection is in between. Raises SessionMapError, mostly StoreUnavailable.
+        """
+        return await self._finished(self._rows(statement, parameters, writes=writes))
+
+    @asynccontextmanager
+    async def transaction(self, *, seconds: float = TRANSACTION_SECONDS) -> AsyncIterator[Connection]:
+        """A transaction around the block: committed at its end, rolled back if it raises or is cancelled.
+
+        It has so many seconds; within, the block may keep the server waiting for 5 s at a time. What PostgreSQL raises
+        in it, or at its commit, leaves the block as SessionMapError, mostly StoreUnavailable.
+        """
+        if self._closing is not None:
+            raise StoreUnavailable
+        async with self._connection(seconds) as connection:
+            await connection.execute(BEGIN)
+            yield connection  # and the pool commits, or rolls back
+        self._note_trouble(None)
+
+    async def check(self) -> None:
+        """Return if the database can be used, else raise StoreUnavailable. After a failure it has been written to."""
+        await self.rows(CHECK_WRITING if self._trouble else CHECK, writes=self._trouble is not None)
+
+    async def close(self) -> None:
+        """Finish the statements that were begun and close all connections. May be called again, from anywhere."""
+        if self._closing is None:
+            self._closing = asyncio.ensure_future(self._close())
+        await asyncio.shield(self._closing)  # one closes, all wait for it, and none of them can break it off
+
+    async def _close(self) -> None:
+        while self._calls:
+            await asyncio.wait(self._calls)
+        await self._pool.close()
+
+    async def _finished(self, call: Coroutine[Any, Any, list[tuple[Any, ...]]]) -> list[tuple[Any, ...]]:
+        """The result of a call that nobody breaks off."""
+        if self._closing is not None:
+            call.close()
+            raise StoreUnavailable
+        task = asyncio.create_task(call)
+        self._calls.add(task)
+        task.add_done_callback(self._ended)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            await asyncio.wait([task])
+            raise
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._calls.discard(task)
+        if not task.cancelled():
+            task.exception()  # whoever has been cancelled does not ask for it any more
+
+    async def _rows(
+        self, statement: str, parameters: Parameters | None, *, writes: bool = False
+    ) -> list[tuple[Any, ...]]:
+        async with self._connection(STATEMENT_SECONDS) as connection:
+            cursor = await connection.execute(statement.encode(), parameters)
+            rows = await cursor.fetchall() if cursor.description else []
+        if writes and rows:  # one that finds no row writes nothing
+            self._note_trouble(None)
+        return rows
+
+    @asynccontextmanager
+    async def _connection(self, seconds: float) -> AsyncIterator[Connection]:
+        try:
+            seconds_to_wait = WAIT_SECONDS if self._refusal is None else WAIT_WHEN_REFUSED_SECONDS
+            async with self._pool.connection(seconds_to_wait) as connection:
+                end = asyncio.get_running_loop().call_later(seconds, _cut, connection)
+                try:
+                    yield connection
+                finally:
+                    end.cancel()
+        except psycopg.Error as error:
+            if isinstance(error, errors.ReadOnlySqlTransaction):
+                await self._pool.drain()  # whoever has become the primary is found only by connecting anew
+            known = translated(self._refusal if isinstance(error, PoolTimeout) and self._refusal else error)
+            if isinstance(known, StoreUnavailable):
+                self._note_trouble(str(known))
+            raise known from error
+
+    async def _alive(self, connection: "_Connection") -> None:
+        """Let nobody have a connection that the server has closed: there is something to read, its end."""
+        poll = select.poll()
+        poll.register(connection.pgconn.socket, select.POLLIN)
+        if not poll.poll(0):
+            return
+        try:
+            await self._pool.check_connection(connection)
+        except psycopg.Error:
+            await self._pool.check()  # the others may well have been closed with it
+            raise
+
+    def _note_refusal(self, refusal: psycopg.Error | None) -> None:
+        self._refusal = refusal
+
+    def _note_trouble(self, trouble: str | None) -> None:
+        """Log what is wrong once, however many calls meet it, and once that it has passed."""
+        if trouble != self._trouble:
+            self._trouble = trouble
+            if trouble:
+                logger.error("the session map cannot be used: %s", trouble)
+            else:
+                logger.info("the session map can be used again")
+
+
+class _Connection(psycopg.AsyncConnection[tuple[Any, ...]]):
+    """A connection of the pool, which keeps it to itself why it could not connect."""
+
+    @classmethod
+    async def connect(  # type: ignore[override]
+        cls, url: str, *, heed: Callable[[psycopg.Error | None], None], **options: Any
+    ) -> Self:
+        try:
+            connection = await super().connect(url, **options)
+        except psycopg.Error as error:
+            heed(error)
+            raise
+        heed(None)
+        return connection
+
+
+def _cut(connection: Connection) -> None:
+    """End what hangs, as if the network had been cut: libpq sees the end of the stream."""
+    with suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(connection.pgconn.socket)) as stream:
+        stream.shutdown(socket.SHUT_RDWR)
+
+
+def _check_url(url: str) -> None:
+    """Refuse (StoreUnusable) what libpq would quote in an error, with a piece of the password perhaps."""
+    try:
+        parts = conninfo.conninfo_to_dict(url)
+    except psycopg.Error:
+        raise StoreUnusable(f"This is no URL of a PostgreSQL database: {_ADDRESS}.") from None
+    ports = str(parts.get("port") or "").replace(",", "")
+    if (ports and not ports.isdecimal()) or any("@" in str(parts.get(part) or "") for part in ("host", "dbname")):
+        raise StoreUnusable(f"This URL of a PostgreSQL database cannot be taken apart: {_ADDRESS}.")
+
+
+SESSION_IS_MAPPED = "session_mappings_sdk_session_id_key"
+_CUT = "the connection to the database was cut: see that it runs, and its log"
+_UNAVAILABLE = {  # by SQLSTATE, or by its class
+    "08": _CUT,
+    "25006": "the database can only be read, as a standby: connect to the primary",
+    "25P03": "a transaction was kept waiting for too long and the database ended it: try again",
+    "28": "the database refuses this user: correct the user and the password in its URL",
+    "3D": "there is no such database: make it, or correct its name in the URL",
+    "42501": "the user may not do this in the database: grant it what it needs on the tables",
+    "42P01": "the tables are gone from the database: restore a backup and start the program again",
+    "53100": "the database's disk is full: make room on it",
+    "53200": "the database is out of memory: look into its log",
+    "53300": "the database has no connection left: raise its max_connections, or put a pooler before it",
+    "57014": "the database has cancelled this, as it took too long: look into its log",
+    "57P01": "the database is being stopped: start it again",
+    "57P02": "the database has crashed: look into its log",
+    "57P03": "the database cannot be used yet: it is starting or stopping",
+    "58": "the database's disk fails to read or write: look into its log",
+    "XX": "the database is damaged, or has a defect: look into its log",
+}
+
+
+def translated(error: psycopg.Error) -> SessionMapError:
+    """Say in this package's words what PostgreSQL or its driver said: the one place that reads their errors."""
+    if isinstance(error, errors.UniqueViolation) and error.diag.constraint_name == SESSION_IS_MAPPED:
+        return SessionMapped()
+    said = next(iter(f"{error}".splitlines()), type(error).__name__).strip()
+    if isinstance(error, psycopg.DataError):
+        return SessionMapError(f"PostgreSQL cannot keep this text: {said}")
+    state = error.sqlstate or ""
+    known = _UNAVAILABLE.get(state) or _UNAVAILABLE.get(state[:2])
+    if isinstance(error, PoolTimeout):
+        known = f"all {POOL_SIZE} connections to the database have long been in use: try again"
+    elif isinstance(error, psycopg.OperationalError) and not state:  # of libpq, which has no states
+        connecting = said.startswith(("connection ", "failed to resolve"))
+        known = f"the database cannot be reached ({said}): start it, or correct its URL" if connecting else _CUT
+    return StoreUnavailable(known or f"PostgreSQL refuses this, which is a defect: {said}")
