@@ -8,11 +8,17 @@ from session_store.errors import (
     StoreUnusable,
     ThreadMapped,
 )
+from session_store.leases import Holder, Lease, LeaseHeld, LeaseLost, Leases
 from session_store.mapping import Cursor, SessionMap, SessionMapping, ThreadKey
 from session_store.opening import back_up_session_map, open_session_map, reserved_session_map
 
 __all__ = [
     "Cursor",
+    "Holder",
+    "Lease",
+    "LeaseHeld",
+    "LeaseLost",
+    "Leases",
     "SessionMap",
     "SessionMapError",
     "SessionMapped",

@@ -10,16 +10,30 @@ from session_store.sqlite import SqliteSessionMap
 from session_store.sqlite.file import copy_database, reserved
 
 _SQLITE = "sqlite://"
+_POSTGRES = ("postgresql://", "postgres://")
 
 
 async def open_session_map(
-    url: str, *, read_only: bool = False, observe: Callable[[str, float], object] = lambda *_: None
+    url: str,
+    *,
+    read_only: bool = False,
+    replica_id: str | None = None,
+    observe: Callable[[str, float], object] = lambda *_: None,
 ) -> SessionMap:
-    """Open the session map at `sqlite://` and an absolute path; it is made if it is not there.
+    """Open the session map at `sqlite://` and an absolute path, or at a URL of libpq; it is made if it is not there.
 
     With `read_only`, beside the process that owns it. Raises StoreUnusable, having changed nothing. `observe` is told
     after each statement of what kind it was (get, add, replace, remove, page, check) and how many seconds it took.
+    In PostgreSQL the map keeps Leases too, for the replica of this ID; a password in the URL is never shown.
     """
+    if url.startswith(_POSTGRES):
+        try:
+            from session_store.postgres import PostgresSessionMap  # noqa: PLC0415 - an extra that not everybody has
+        except ImportError as missing:
+            raise StoreUnusable("PostgreSQL needs an extra: pip install 'session-sidecar[postgres]'.") from missing
+        shared = await PostgresSessionMap.open(url, replica_id=replica_id, read_only=read_only)
+        shared.observe = observe
+        return shared
     path = _path(url)
     session_map = await (SqliteSessionMap.peek(path) if read_only else SqliteSessionMap.open(path))
     session_map.observe = observe
@@ -43,6 +57,8 @@ def reserved_session_map(url: str) -> AbstractContextManager[Callable[[Path], in
 
 
 def _path(url: str) -> str:
+    if url.startswith(_POSTGRES):
+        raise StoreUnusable("PostgreSQL has tools of its own for this: use pg_dump and pg_restore.")
     if not url.startswith(_SQLITE):
-        raise StoreUnusable("This is no URL of a session map: write sqlite:// and an absolute path.")
+        raise StoreUnusable("This is no URL of a session map: write sqlite:// and an absolute path, or postgresql://….")
     return url.removeprefix(_SQLITE)

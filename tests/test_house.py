@@ -27,7 +27,11 @@ FLOORS = (
     {f"{HOUSE}.app"},
     {f"{HOUSE}.cli", "app"},
 )
-SDK, HTTP, DATABASE = "claude_agent_sdk", ("starlette", "sse_starlette", "uvicorn"), ("aiosqlite", "sqlite3")
+SDK, HTTP, DATABASE = (
+    "claude_agent_sdk",
+    ("starlette", "sse_starlette", "uvicorn"),
+    ("aiosqlite", "sqlite3", "psycopg", "psycopg_pool"),
+)
 STRANGERS = {  # what a room must not know, though it lies no higher
     "session_store": (SDK, *HTTP),
     f"{HOUSE}.client": (SDK, *HTTP, *DATABASE, "session_store"),

@@ -12,14 +12,33 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from session_store import Cursor, SessionMap, SessionMapped, SessionMapping, StoreUnavailable, ThreadKey, ThreadMapped
+from session_store.postgres import PostgresSessionMap
 from session_store.sqlite import SqliteSessionMap
+from tests.postgres import through
+
+Opener = Callable[[], Awaitable[SessionMap]]
 
 
-async def open_sqlite(home: Path) -> SessionMap:
-    return await SqliteSessionMap.open(home / "sidecar.db")
+def in_sqlite(request: pytest.FixtureRequest) -> Opener:
+    home: Path = request.getfixturevalue("tmp_path")
+    return lambda: SqliteSessionMap.open(home / "sidecar.db")
 
 
-OPENERS: Final[dict[str, Callable[[Path], Awaitable[SessionMap]]]] = {"sqlite": open_sqlite}
+def in_postgres(request: pytest.FixtureRequest) -> Opener:
+    url: str = request.getfixturevalue("database")
+    return lambda: PostgresSessionMap.open(url)
+
+
+def behind_pgbouncer(request: pytest.FixtureRequest) -> Opener:
+    url = through(request.getfixturevalue("pgbouncer"), request.getfixturevalue("database"))
+    return lambda: PostgresSessionMap.open(url)
+
+
+OPENERS: Final[dict[str, Callable[[pytest.FixtureRequest], Opener]]] = {
+    "sqlite": in_sqlite,
+    "postgres": in_postgres,
+    "pgbouncer": behind_pgbouncer,
+}
 KEY: Final = ThreadKey("t1", "alice")
 fresh = itertools.count()
 
@@ -31,8 +50,15 @@ tricky_ids = st.text("aA%_*?'\\é\u0301e\uffff\U0010ffff\U0001f469\u200d\u00a0",
 
 
 @pytest.fixture(params=OPENERS.values(), ids=list(OPENERS))
-async def sessions(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[SessionMap]:
-    opened: SessionMap = await request.param(tmp_path)
+def opener(request: pytest.FixtureRequest) -> Opener:
+    """Open an empty map, and that same one again."""
+    opener: Opener = request.param(request)
+    return opener
+
+
+@pytest.fixture
+async def sessions(opener: Opener) -> AsyncIterator[SessionMap]:
+    opened = await opener()
     yield opened
     await opened.close()
 
@@ -370,14 +396,11 @@ async def test_giving_up_on_close_does_not_break_it_off(sessions: SessionMap) ->
     await sessions.close()
 
 
-@pytest.mark.parametrize("opener", OPENERS.values(), ids=list(OPENERS))
-async def test_what_was_kept_is_there_after_a_restart(
-    tmp_path: Path, opener: Callable[[Path], Awaitable[SessionMap]]
-) -> None:
-    first = await opener(tmp_path)
+async def test_what_was_kept_is_there_after_a_restart(opener: Opener) -> None:
+    first = await opener()
     added = await first.add(KEY, "s1")
     await first.close()
-    second = await opener(tmp_path)
+    second = await opener()
     try:
         assert await second.get(KEY) == added
     finally:

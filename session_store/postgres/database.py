@@ -11,7 +11,7 @@ import select
 import socket
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager, suppress
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import psycopg
 from psycopg import conninfo, errors
@@ -23,6 +23,7 @@ from session_store.postgres.migrations import migrate
 logger = logging.getLogger(__name__)
 logging.getLogger("psycopg.pool").setLevel(logging.ERROR)  # each attempt of a pool is a warning; we say it once
 
+T = TypeVar("T")
 Connection = psycopg.AsyncConnection[tuple[Any, ...]]
 Parameters = Mapping[str, Any]
 
@@ -93,7 +94,32 @@ class Database:
         A caller that is cancelled waits for the end of it all the same, some seconds at most: then it has happened or
         it has not, and no connection is in between. Raises SessionMapError, mostly StoreUnavailable.
         """
-        return await self._finished(self._rows(statement, parameters, writes=writes))
+        return await self.finished(self.fetched(statement, parameters, writes=writes))
+
+    async def fetched(
+        self, statement: str, parameters: Parameters | None = None, *, writes: bool = False
+    ) -> list[tuple[Any, ...]]:
+        """Do as `rows` does, for whoever sees to it by `finished` that it is not broken off."""
+        async with self._connection(STATEMENT_SECONDS) as connection:
+            cursor = await connection.execute(statement.encode(), parameters)
+            rows = await cursor.fetchall() if cursor.description else []
+        if writes and rows:  # one that finds no row writes nothing
+            self._note_trouble(None)
+        return rows
+
+    async def finished(self, call: Coroutine[Any, Any, T]) -> T:
+        """Give the result of a call that nobody breaks off, neither its cancelled caller nor `close`."""
+        if self._closing is not None:
+            call.close()
+            raise StoreUnavailable
+        task = asyncio.create_task(call)
+        self._calls.add(task)
+        task.add_done_callback(self._ended)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            await asyncio.wait([task])
+            raise
 
     @asynccontextmanager
     async def transaction(self, *, seconds: float = TRANSACTION_SECONDS) -> AsyncIterator[Connection]:
@@ -124,34 +150,10 @@ class Database:
             await asyncio.wait(self._calls)
         await self._pool.close()
 
-    async def _finished(self, call: Coroutine[Any, Any, list[tuple[Any, ...]]]) -> list[tuple[Any, ...]]:
-        """The result of a call that nobody breaks off."""
-        if self._closing is not None:
-            call.close()
-            raise StoreUnavailable
-        task = asyncio.create_task(call)
-        self._calls.add(task)
-        task.add_done_callback(self._ended)
-        try:
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            await asyncio.wait([task])
-            raise
-
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._calls.discard(task)
         if not task.cancelled():
             task.exception()  # whoever has been cancelled does not ask for it any more
-
-    async def _rows(
-        self, statement: str, parameters: Parameters | None, *, writes: bool = False
-    ) -> list[tuple[Any, ...]]:
-        async with self._connection(STATEMENT_SECONDS) as connection:
-            cursor = await connection.execute(statement.encode(), parameters)
-            rows = await cursor.fetchall() if cursor.description else []
-        if writes and rows:  # one that finds no row writes nothing
-            self._note_trouble(None)
-        return rows
 
     @asynccontextmanager
     async def _connection(self, seconds: float) -> AsyncIterator[Connection]:

@@ -1,0 +1,97 @@
+"""The words of leases, and what any keeper of them promises: one turn a thread in a whole fleet of replicas."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from session_store.errors import SessionMapError
+from session_store.mapping import SessionMapping, ThreadKey
+
+TTL_SECONDS = 15.0
+"""How long a lease lasts that nobody renews."""
+
+GRACE_SECONDS = 5.0
+"""How long whoever let a lease run out may still come back, from when somebody else first asked for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A thread that this replica has, as its row was then."""
+
+    mapping: SessionMapping
+    fence: int
+    """Larger than that of any earlier lease: what is written with an older one is refused."""
+    was_ours: bool
+    """The replica that had it last is this very one, maybe before a restart."""
+    settled: int
+    """Bytes of the main transcript at the end of the last completed turn."""
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """Who had a thread last, and whether he still has it."""
+
+    replica_id: str
+    url: str | None
+    """None: unknown, or not advertised."""
+    live: bool
+    """The lease has not run out, and was not released."""
+
+
+class LeaseHeld(SessionMapError):
+    """Another replica has this thread: ask that one, or try again."""
+
+    def __init__(self, holder: Holder) -> None:
+        """`holder` is whom to ask."""
+        super().__init__()
+        self.holder = holder
+
+
+class LeaseLost(SessionMapError):
+    """Another replica has taken this thread over: what this one still writes is refused."""
+
+
+@runtime_checkable
+class Leases(Protocol):
+    """Gives each thread to one replica at a time, by one clock: the keeper's own. Any call may raise StoreUnavailable.
+
+    A lease that has run out is not given away at once: the first who asks for it marks it as contested, and only after
+    GRACE_SECONDS more does it go to whoever asks then. Its holder keeps it by renewing it before that.
+    """
+
+    async def acquire(self, key: ThreadKey) -> Lease | None:
+        """Get a thread, or get it again, with its fence as it was; None if there is no such mapping.
+
+        What this replica had before a restart is its own at once. Raises LeaseHeld where another one has it.
+        A caller that is cancelled has not got it.
+        """
+        ...
+
+    async def renew(self) -> set[ThreadKey]:
+        """Renew all leases that are held, in one statement; give those that turn out to be lost, each of them once.
+
+        A lost one is held no more, but what is written to its thread is refused until it is released or acquired anew.
+        """
+        ...
+
+    async def release(self, key: ThreadKey) -> None:
+        """Let others have a thread at once; its holder is remembered. Also what was lost is released, to be forgotten.
+
+        Where that fails, it is renewed no more and runs out.
+        """
+        ...
+
+    async def holders(self, keys: Iterable[ThreadKey]) -> dict[ThreadKey, Holder]:
+        """Who has which of these threads, or had it last; those that nobody ever had are left out."""
+        ...
+
+    def held(self) -> dict[ThreadKey, float]:
+        """Each lease that is held, and until when it is certain, in seconds of CLOCK_BOOTTIME.
+
+        That is TTL_SECONDS after the last statement that got or renewed it was sent.
+        """
+        ...
+
+    async def register(self, url: str | None) -> None:
+        """Note where this replica can be reached by the others."""
+        ...
