@@ -329,6 +329,18 @@ class NotSaved(SidecarError):
     status, code = 507, "not_saved"
 
 
+class KeyMissing(SidecarError):
+    """The key of this conversation is not there"""
+
+    status, code = 503, "key_missing"
+
+
+class SealBroken(SidecarError):
+    """This conversation does not open with its key"""
+
+    status, code = 503, "seal_broken"
+
+
 class StoreFailed(SidecarError):
     """The session map cannot be used at the moment"""
 

@@ -12,6 +12,7 @@ import errno
 import json
 import logging
 import os
+import shutil
 import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -121,6 +122,17 @@ def everything_of(projects: Path, session_id: str) -> list[Path]:
         for name in _names(projects, directory)
         if name.startswith(session_id)
     ]
+
+
+def remove(projects: Path, session_id: str) -> bool:
+    """Remove `everything_of` a session; whether there was anything. Raises OSError."""
+    found = everything_of(projects, session_id)
+    for path in found:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    return bool(found)
 
 
 def session_info(path: Path) -> SDKSessionInfo | None:

@@ -8,7 +8,6 @@ import asyncio
 import contextlib
 import functools
 import os
-import shutil
 import tempfile
 import time
 import uuid
@@ -175,13 +174,7 @@ class Transcripts:
     def _delete(self, session_id: str) -> bool:
         # Not the SDK's delete_session(): that leaves a second file, an empty one, and what was set aside.
         with files.saving():
-            found = files.everything_of(self._projects, session_id)
-            for path in found:
-                if path.is_dir():
-                    shutil.rmtree(path)
-                else:
-                    path.unlink(missing_ok=True)
-        return bool(found)
+            return files.remove(self._projects, session_id)
 
     def _fork_point(self, session_id: str, at: str | None, size: int | None) -> tuple[str | None, Path]:
         """The message to cut after, where the end of the file tells it; and the file."""
