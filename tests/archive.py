@@ -1,7 +1,10 @@
 """Machines that share an archive: each with a config directory of its own, as replicas have."""
 
+import contextlib
 import os
 import uuid
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from session_sidecar.agent.transcripts.files import MARKER
@@ -10,9 +13,12 @@ from session_sidecar.agent.transcripts.readers import Readers
 from session_sidecar.archive.chunks import MAIN, Chunks
 from session_sidecar.archive.local import files_of
 from session_sidecar.archive.outlines import Outlines
+from session_sidecar.archive.postgres import PostgresChunks
 from session_sidecar.archive.sealing import KEY_BYTES, Keyring
+from session_sidecar.archive.sqlite import SqliteChunks
 from session_sidecar.archive.sync import Archive
 from session_store import ThreadKey
+from session_store.postgres import PostgresSessionMap
 
 KEY = ThreadKey("t1", "alice")
 RING = Keyring({"k1": os.urandom(KEY_BYTES)})
@@ -24,16 +30,48 @@ def a_session() -> str:
     return str(uuid.uuid4())
 
 
+@dataclass(frozen=True)
+class Keeper:
+    """Where chunks are kept, and what KEY's thread is written with."""
+
+    chunks: Chunks
+    fence: int | None
+    leases: PostgresSessionMap | None = None
+
+
+@contextlib.asynccontextmanager
+async def in_sqlite(file: Path) -> AsyncIterator[Keeper]:
+    """A file of SQLite."""
+    chunks = SqliteChunks.open(file)
+    try:
+        yield Keeper(chunks, None)
+    finally:
+        await chunks.close()
+
+
+@contextlib.asynccontextmanager
+async def in_postgres(url: str) -> AsyncIterator[Keeper]:
+    """A database of PostgreSQL, with KEY's thread leased."""
+    leases = await PostgresSessionMap.open(url)
+    try:
+        await leases.add(KEY, a_session())
+        lease = await leases.acquire(KEY)
+        assert lease is not None
+        yield Keeper(PostgresChunks(leases.database, leases.replica_id), lease.fence, leases)
+    finally:
+        await leases.close()
+
+
 class Machine:
     """One machine's config directory, and the archive as a sidecar there has it."""
 
-    def __init__(self, config: Path, chunks: Chunks, ring: Keyring, readers: Readers) -> None:
+    def __init__(self, config: Path, kept: Keeper, ring: Keyring, readers: Readers) -> None:
         config.mkdir(parents=True, exist_ok=True)
         (config / MARKER).touch()
         self.config = config
         self.projects = config / "projects"
-        self.outlines = Outlines(chunks, ring, History(config, readers))
-        self.chunks, self._ring = chunks, ring
+        self.chunks, self.fence, self._ring = kept.chunks, kept.fence, ring
+        self.outlines = Outlines(kept.chunks, ring, History(config, readers))
         self.start_again()
 
     def start_again(self) -> None:

@@ -21,9 +21,8 @@ from session_sidecar.agent.transcripts.readers import Readers
 from session_sidecar.archive.chunks import CHUNK_BYTES, MAIN, Change
 from session_sidecar.archive.local import PULLED
 from session_sidecar.archive.sealing import KEY_BYTES, Keyring
-from session_sidecar.archive.sqlite import SqliteChunks
 from session_sidecar.errors import KeyMissing, SealBroken, TranscriptMissing, TranscriptsUnavailable
-from tests.archive import KEY, PLAIN, RING, Machine, a_session
+from tests.archive import KEY, PLAIN, RING, Keeper, Machine, a_session, in_postgres, in_sqlite
 from tests.conversations import conversation
 
 AGENT, RESULT = "subagents/agent-a1.jsonl", "tool-results/toolu_1.txt"
@@ -37,22 +36,31 @@ async def readers() -> AsyncIterator[Readers]:
     await readers.close()
 
 
-@pytest.fixture(params=["plain", "sealed"])
-def ring(request: pytest.FixtureRequest) -> Keyring:
-    return RING if request.param == "sealed" else PLAIN
+@pytest.fixture(params=["plain in sqlite", "sealed in sqlite", "sealed in postgres"])
+def how(request: pytest.FixtureRequest) -> str:
+    how: str = request.param
+    return how
 
 
 @pytest.fixture
-async def chunks(tmp_path: Path) -> AsyncIterator[SqliteChunks]:
-    chunks = SqliteChunks.open(tmp_path / "transcripts.db")
-    yield chunks
-    await chunks.close()
+def ring(how: str) -> Keyring:
+    return PLAIN if how.startswith("plain") else RING
 
 
 @pytest.fixture
-def machine(tmp_path: Path, chunks: SqliteChunks, ring: Keyring, readers: Readers) -> Callable[..., Machine]:
+async def kept(how: str, tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Keeper]:
+    if how.endswith("sqlite"):
+        keeper = in_sqlite(tmp_path / "transcripts.db")
+    else:
+        keeper = in_postgres(request.getfixturevalue("database"))
+    async with keeper as kept:
+        yield kept
+
+
+@pytest.fixture
+def machine(tmp_path: Path, kept: Keeper, ring: Keyring, readers: Readers) -> Callable[..., Machine]:
     def make(name: str, ring: Keyring = ring) -> Machine:
-        return Machine(tmp_path / name, chunks, ring, readers)
+        return Machine(tmp_path / name, kept, ring, readers)
 
     return make
 
@@ -72,8 +80,8 @@ def session() -> str:
     return a_session()
 
 
-async def push(machine: Machine, session: str, settled: int | None = None) -> bool:
-    return await machine.archive.push(session, KEY, None, settled=settled)
+async def push(machine: Machine, session: str, settled: int | None = None) -> None:
+    await machine.archive.push(session, KEY, machine.fence, settled=settled)
 
 
 async def pull(machine: Machine, session: str, *, ours: bool = False) -> None:
@@ -97,7 +105,7 @@ async def test_what_one_machine_has_written_is_what_the_next_one_has(
     here.write(session, b"x" * (CHUNK_BYTES + 1), RESULT)
     here.write(session, b"", "tool-results/empty.txt")
     here.write(session, b"{}", "subagents/agent-a1.meta.json")
-    assert await push(here, session)
+    await push(here, session)
 
     await pull(there, session)
     assert there.files(session) == here.files(session)
@@ -170,7 +178,7 @@ async def test_nothing_is_pushed_from_a_volume_that_is_not_mounted(here: Machine
 
 
 async def test_a_session_without_a_file_yet_is_nothing(here: Machine, there: Machine, session: str) -> None:
-    assert await push(here, session)
+    await push(here, session)
     await pull(there, session)
     assert there.files(session) == {}
     assert await here.chunks.heads(session) == []
@@ -325,7 +333,7 @@ async def test_machines_that_take_turns_always_have_the_same(
                     await push(holder, session)
         if not holder.path(session).exists() or not holder.path(session).stat().st_size:
             holder.write(session, b'"first"\n')
-        assert await push(holder, session)
+        await push(holder, session)
         expected = holder.files(session)
 
 
@@ -333,13 +341,13 @@ async def test_machines_that_take_turns_always_have_the_same(
 
 
 async def test_a_wrong_or_missing_key_destroys_nothing(
-    machine: Callable[..., Machine], chunks: SqliteChunks, session: str
+    machine: Callable[..., Machine], kept: Keeper, session: str
 ) -> None:
     here = machine("here", RING)
     here.write(session, lines(9000))
     here.write(session, b"result", RESULT)
     await push(here, session)
-    kept, stored = here.files(session), await chunks.heads(session)
+    files, stored = here.files(session), await kept.chunks.heads(session)
     for error, ring in ((KeyMissing, PLAIN), (SealBroken, Keyring({"k1": os.urandom(KEY_BYTES)}))):
         here.start_again()
         other = machine("here", ring)
@@ -349,9 +357,9 @@ async def test_a_wrong_or_missing_key_destroys_nothing(
                 await pull(other, session, ours=ours)
         with pytest.raises(error):
             await push(other, session)
-        assert other.files(session) == {**kept, MAIN: kept[MAIN] + LINE}
-        assert await chunks.heads(session) == stored
-        other.write(session, kept[MAIN])
+        assert other.files(session) == {**files, MAIN: files[MAIN] + LINE}
+        assert await kept.chunks.heads(session) == stored
+        other.write(session, files[MAIN])
 
 
 async def test_what_is_plain_is_sealed_as_it_is_written_anew_and_read_meanwhile(
@@ -370,13 +378,13 @@ async def test_what_is_plain_is_sealed_as_it_is_written_anew_and_read_meanwhile(
 
 
 async def test_without_its_salt_a_resource_cannot_be_read(
-    machine: Callable[..., Machine], chunks: SqliteChunks, session: str, tmp_path: Path
+    machine: Callable[..., Machine], kept: Keeper, session: str, tmp_path: Path
 ) -> None:
     here, there = machine("here", RING), machine("there", RING)
     here.write(session, b'"a secret"\n')
     await push(here, session)
-    (salt,) = (await chunks.salts([KEY.resource_id])).values()
-    await chunks.forget_salt(KEY.resource_id)
+    (salt,) = (await kept.chunks.salts([KEY.resource_id])).values()
+    await kept.chunks.forget_salt(KEY.resource_id)
     with pytest.raises(KeyMissing, match="deleted"):
         await pull(there, session)
     for file in tmp_path.glob("transcripts.db*"):
@@ -401,7 +409,7 @@ async def test_the_local_copy_is_there_only_while_it_is_used(here: Machine, sess
     assert here.files(session) == {}
     assert not list(here.projects.rglob(f"*{session}*"))
 
-    assert await push(here, session)  # which takes nothing away
+    await push(here, session)  # which takes nothing away
     await pull(here, session, ours=True)
     assert here.files(session) == {**kept, MAIN: kept[MAIN] + LINE}
     assert await here.archive.forget(session)  # what was only pulled, too
@@ -418,18 +426,14 @@ async def test_what_is_deleted_is_gone_for_all(here: Machine, there: Machine, se
 
 async def test_a_path_that_leads_out_of_a_session_is_refused(there: Machine, session: str, ring: Keyring) -> None:
     for path in ("../../settings.json", "/etc/passwd", "a/../../b", "."):
-        await _store(there.chunks, session, ring, path, b"gotcha")
+        seal = ring.seal_of(KEY.resource_id, await there.chunks.salt(KEY.resource_id))
+        change = Change({}, iter([seal.chunk(session, path, 0, 0, b"gotcha")]))
+        assert await there.chunks.write(session, KEY, there.fence, change)
         with pytest.raises(SealBroken):
             await pull(there, session)
         await there.chunks.delete(session)
     assert there.files(session) == {}
     assert not (there.config / "settings.json").exists()
-
-
-async def _store(chunks: object, session: str, ring: Keyring, path: str, data: bytes) -> None:
-    assert isinstance(chunks, SqliteChunks)
-    seal = ring.seal_of(KEY.resource_id, await chunks.salt(KEY.resource_id))
-    await chunks.write(session, KEY, None, Change({}, iter([seal.chunk(session, path, 0, 0, data)])))
 
 
 # --- at any moment
@@ -471,19 +475,19 @@ PULLS = """
 import asyncio, sys
 from pathlib import Path
 from session_sidecar.agent.transcripts.readers import Readers
-from session_sidecar.archive.sqlite import SqliteChunks
-from tests.archive import KEY, PLAIN, Machine
+from tests.archive import KEY, PLAIN, Machine, in_sqlite
 
 async def main():
     config, database, session = sys.argv[1:]
-    machine = Machine(Path(config), SqliteChunks.open(Path(database)), PLAIN, Readers())
-    await machine.archive.pull(session, KEY.resource_id, ours=False)
+    async with in_sqlite(Path(database)) as kept:
+        machine = Machine(Path(config), kept, PLAIN, Readers())
+        await machine.archive.pull(session, KEY.resource_id, ours=False)
 
 asyncio.run(main())
 """
 
 
-@pytest.mark.parametrize("ring", [PLAIN], ids=["plain"])
+@pytest.mark.parametrize("how", ["plain in sqlite"])
 async def test_a_pull_that_is_killed_is_mended_by_the_next(
     machine: Callable[..., Machine], tmp_path: Path, session: str
 ) -> None:

@@ -1,6 +1,6 @@
 """Sealing anew, with the first key, what is stored under another or under none. It can be broken off at any moment."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
 from session_sidecar.archive.chunks import Chunk, Chunks, Position, Row
@@ -19,7 +19,7 @@ class Progress:
     unreadable: int = 0  # of resources whose key was deleted: they are left as they are
 
 
-async def rotate(chunks: Chunks, keyring: Keyring) -> AsyncIterator[Progress]:
+async def rotate(chunks: Chunks, keyring: Keyring) -> AsyncGenerator[Progress, None]:
     """Seal all rows with the first key, a few at a time; after each time, how far it is.
 
     Whoever stops, and begins again later, goes on where it was. What a turn writes meanwhile is left to the turn. Old

@@ -103,8 +103,10 @@ class SqliteChunks:
     async def read(self, session_id: str, wanted: Sequence[ChunkHead]) -> list[Chunk]:
         """See Chunks."""
 
+        in_order = sorted(wanted, key=lambda head: (head.path, head.seq))
+
         def read() -> list[Chunk]:
-            rows = [self._execute(_READ, session_id, head.path, head.seq).fetchone() for head in wanted]
+            rows = [self._execute(_READ, session_id, head.path, head.seq).fetchone() for head in in_order]
             return [Chunk(ChunkHead(*row[:-1]), row[-1]) for row in rows if row is not None]
 
         return await self._do(read)

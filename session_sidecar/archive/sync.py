@@ -22,6 +22,7 @@ from session_sidecar.archive.outlines import Outlines
 from session_sidecar.archive.sealing import Keyring, Seal
 from session_sidecar.errors import TranscriptMissing, TranscriptsUnavailable
 from session_store import ThreadKey
+from session_store.leases import LeaseLost
 
 logger = logging.getLogger(__name__)
 
@@ -65,21 +66,24 @@ class Archive:
         self._outlines = outlines
         self._sessions: dict[str, _Session] = {}
 
-    async def push(self, session_id: str, key: ThreadKey, fence: int | None, *, settled: int | None = None) -> bool:
-        """Store what is new in a session's files; False, with nothing stored, if the fence is an old one.
+    async def push(self, session_id: str, key: ThreadKey, fence: int | None, *, settled: int | None = None) -> None:
+        """Store what is new in a session's files, under the fence of the lease on its thread.
 
         A running CLI may go on writing: what is stored ends with a whole line. At the end of a turn `settled` is the
         size of its transcript then, and the outline is stored with it. What has not been pulled here is pulled first,
-        as our own. Raises TranscriptMissing if a turn has ended and its transcript is not here, TranscriptsUnavailable,
-        NotSaved, KeyMissing, SealBroken, StoreUnavailable.
+        as our own. Raises LeaseLost if another has the thread, having stored nothing; TranscriptMissing if a
+        turn has ended and its transcript is not here; TranscriptsUnavailable, NotSaved, KeyMissing, SealBroken,
+        StoreUnavailable.
         """
         session = self._session(session_id)
         async with session.lock:
             for _ in range(_MOST_LOOKS):
                 try:
-                    return await self._push(session, session_id, key, fence, settled)
+                    await self._push(session, session_id, key, fence, settled)
                 except Moved:
                     session.seen = {}
+                else:
+                    return
         raise TranscriptsUnavailable(_RESTLESS, retry_after=5)
 
     async def pull(self, session_id: str, resource_id: str, *, ours: bool) -> None:
@@ -118,7 +122,7 @@ class Archive:
 
     async def _push(
         self, session: _Session, session_id: str, key: ThreadKey, fence: int | None, settled: int | None
-    ) -> bool:
+    ) -> None:
         if not session.whole:
             await self._pull(session, session_id, key.resource_id, ours=True)
         if session.stored is None:
@@ -132,7 +136,7 @@ class Archive:
             session.whole = not any(head.path == MAIN for head in stored)  # else it is lost here: nothing is deleted
             if settled is not None:
                 raise TranscriptMissing("The transcript of this turn is not there, so it cannot be stored.")
-            return True
+            return
         if settled is not None and settled > seen[MAIN].size:
             raise TranscriptMissing(
                 "The transcript is shorter than at the end of this turn, so the turn cannot be stored."
@@ -141,17 +145,16 @@ class Archive:
         cuts = {path: stands.get(path, 0) for path, heads in _by_path(stored).items() if stands.get(path) != len(heads)}
         if not cuts and not grown and settled is None:
             session.seen = seen
-            return True
+            return
         outline = await self._outlines.sealed(session_id, key.resource_id, seal) if settled is not None else None
         added: list[ChunkHead] = []
         session.stored = None
         change = Change(cuts, _made(session_id, grown, seal, added), settled, outline)
         if not await self._chunks.write(session_id, key, fence, change):
             session.whole = False
-            return False
+            raise LeaseLost
         session.stored = sorted([*(h for heads in kept.values() for h in heads), *added], key=lambda h: (h.path, h.seq))
         session.seen = seen
-        return True
 
     def _grown(
         self, session_id: str, stored: Sequence[ChunkHead], seen: dict[str, Stamp], seal: Seal

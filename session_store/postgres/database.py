@@ -87,21 +87,21 @@ class Database:
         return database
 
     async def rows(
-        self, statement: str, parameters: Parameters | None = None, *, writes: bool = False
+        self, statement: str, parameters: Parameters | None = None, *, writes: bool = False, binary: bool = False
     ) -> list[tuple[Any, ...]]:
         """Run one statement, which commits by itself; give its rows. One that `writes` should return what it wrote.
 
         A caller that is cancelled waits for the end of it all the same, some seconds at most: then it has happened or
         it has not, and no connection is in between. Raises SessionMapError, mostly StoreUnavailable.
         """
-        return await self.finished(self.fetched(statement, parameters, writes=writes))
+        return await self.finished(self.fetched(statement, parameters, writes=writes, binary=binary))
 
     async def fetched(
-        self, statement: str, parameters: Parameters | None = None, *, writes: bool = False
+        self, statement: str, parameters: Parameters | None = None, *, writes: bool = False, binary: bool = False
     ) -> list[tuple[Any, ...]]:
         """Do as `rows` does, for whoever sees to it by `finished` that it is not broken off."""
         async with self._connection(STATEMENT_SECONDS) as connection:
-            cursor = await connection.execute(statement.encode(), parameters)
+            cursor = await connection.execute(statement.encode(), parameters, binary=binary)
             rows = await cursor.fetchall() if cursor.description else []
         if writes and rows:  # one that finds no row writes nothing
             self._note_trouble(None)
