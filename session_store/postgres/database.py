@@ -1,4 +1,4 @@
-"""One PostgreSQL database: a bounded pool, statements and transactions, and what its errors mean in this package.
+"""One PostgreSQL database: a bounded pool, statements, transactions.
 
 It may be reached through a pooler in transaction mode. So a connection is given no options at its start and keeps
 nothing between two transactions: no prepared statements, no LISTEN, no settings but `SET LOCAL`.
@@ -10,14 +10,15 @@ import os
 import select
 import socket
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any, Self, TypeVar
 
 import psycopg
-from psycopg import conninfo, errors
+from psycopg import errors
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
-from session_store.errors import SessionMapError, SessionMapped, StoreUnavailable, StoreUnusable
+from session_store.errors import StoreUnavailable, StoreUnusable
+from session_store.postgres.errors import check_url, translated
 from session_store.postgres.migrations import migrate
 
 logger = logging.getLogger(__name__)
@@ -29,7 +30,7 @@ Parameters = Mapping[str, Any]
 
 POOL_SIZE = 10
 WAIT_SECONDS = 3  # for a connection, be they all in use or none to be had
-WAIT_WHEN_REFUSED_SECONDS = 0.5  # the next attempt may be the one that succeeds
+REFUSED_SECONDS = 0.5  # which one waits that nobody is let in, as the next attempt may be the one that succeeds
 STATEMENT_SECONDS = 10  # then its connection is cut: a server that hangs must not hang us
 TRANSACTION_SECONDS = 30
 
@@ -49,7 +50,6 @@ _CONNECTION = {
     "keepalives_interval": WAIT_SECONDS,
     "keepalives_count": 3,
 }
-_ADDRESS = "write postgresql://user:password@host:port/database, and %-encode what is special in the password"
 
 
 class Database:
@@ -65,8 +65,7 @@ class Database:
             max_size=POOL_SIZE,
             open=False,
             check=self._alive,
-            timeout=WAIT_SECONDS,
-            reconnect_timeout=WAIT_SECONDS,  # else its next attempt may be minutes away when the database is back
+            reconnect_timeout=0,  # whoever asks next has it try again, not a clock that may be minutes away
         )
         self._refusal: psycopg.Error | None = None  # why the last attempt to connect failed, if it did
         self._calls: set[asyncio.Task[Any]] = set()
@@ -76,7 +75,7 @@ class Database:
     @classmethod
     async def open(cls, url: str, *, read_only: bool = False) -> Self:
         """Connect, and bring the schema up to date unless it is only to be read. Raises StoreUnusable in one line."""
-        _check_url(url)
+        check_url(url)
         try:
             async with await Connection.connect(url, **_CONNECTION) as connection:  # type: ignore[arg-type]
                 await migrate(connection, look_only=read_only)
@@ -158,8 +157,8 @@ class Database:
     @asynccontextmanager
     async def _connection(self, seconds: float) -> AsyncIterator[Connection]:
         try:
-            seconds_to_wait = WAIT_SECONDS if self._refusal is None else WAIT_WHEN_REFUSED_SECONDS
-            async with self._pool.connection(seconds_to_wait) as connection:
+            async with AsyncExitStack() as stack:
+                connection = await self._get(stack)
                 end = asyncio.get_running_loop().call_later(seconds, _cut, connection)
                 try:
                     yield connection
@@ -168,10 +167,20 @@ class Database:
         except psycopg.Error as error:
             if isinstance(error, errors.ReadOnlySqlTransaction):
                 await self._pool.drain()  # whoever has become the primary is found only by connecting anew
-            known = translated(self._refusal if isinstance(error, PoolTimeout) and self._refusal else error)
+            known = translated((isinstance(error, PoolTimeout) and self._refusal) or error)
             if isinstance(known, StoreUnavailable):
                 self._note_trouble(str(known))
             raise known from error
+
+    async def _get(self, stack: AsyncExitStack) -> Connection:
+        """A connection of the pool until the end of `stack`. Each turn of the loop has it try anew."""
+        until = asyncio.get_running_loop().time() + WAIT_SECONDS
+        while True:
+            try:
+                return await stack.enter_async_context(self._pool.connection(REFUSED_SECONDS))
+            except PoolTimeout:
+                if self._refusal is not None or asyncio.get_running_loop().time() > until:
+                    raise
 
     async def _alive(self, connection: "_Connection") -> None:
         """Let nobody have a connection that the server has closed: there is something to read, its end."""
@@ -218,53 +227,3 @@ def _cut(connection: Connection) -> None:
     """End what hangs, as if the network had been cut: libpq sees the end of the stream."""
     with suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(connection.pgconn.socket)) as stream:
         stream.shutdown(socket.SHUT_RDWR)
-
-
-def _check_url(url: str) -> None:
-    """Refuse (StoreUnusable) what libpq would quote in an error, with a piece of the password perhaps."""
-    try:
-        parts = conninfo.conninfo_to_dict(url)
-    except psycopg.Error:
-        raise StoreUnusable(f"This is no URL of a PostgreSQL database: {_ADDRESS}.") from None
-    ports = str(parts.get("port") or "").replace(",", "")
-    if (ports and not ports.isdecimal()) or any("@" in str(parts.get(part) or "") for part in ("host", "dbname")):
-        raise StoreUnusable(f"This URL of a PostgreSQL database cannot be taken apart: {_ADDRESS}.")
-
-
-SESSION_IS_MAPPED = "session_mappings_sdk_session_id_key"
-_CUT = "the connection to the database was cut: see that it runs, and its log"
-_UNAVAILABLE = {  # by SQLSTATE, or by its class
-    "08": _CUT,
-    "25006": "the database can only be read, as a standby: connect to the primary",
-    "25P03": "a transaction was kept waiting for too long and the database ended it: try again",
-    "28": "the database refuses this user: correct the user and the password in its URL",
-    "3D": "there is no such database: make it, or correct its name in the URL",
-    "42501": "the user may not do this in the database: grant it what it needs on the tables",
-    "42P01": "the tables are gone from the database: restore a backup and start the program again",
-    "53100": "the database's disk is full: make room on it",
-    "53200": "the database is out of memory: look into its log",
-    "53300": "the database has no connection left: raise its max_connections, or put a pooler before it",
-    "57014": "the database has cancelled this, as it took too long: look into its log",
-    "57P01": "the database is being stopped: start it again",
-    "57P02": "the database has crashed: look into its log",
-    "57P03": "the database cannot be used yet: it is starting or stopping",
-    "58": "the database's disk fails to read or write: look into its log",
-    "XX": "the database is damaged, or has a defect: look into its log",
-}
-
-
-def translated(error: psycopg.Error) -> SessionMapError:
-    """Say in this package's words what PostgreSQL or its driver said: the one place that reads their errors."""
-    if isinstance(error, errors.UniqueViolation) and error.diag.constraint_name == SESSION_IS_MAPPED:
-        return SessionMapped()
-    said = next(iter(f"{error}".splitlines()), type(error).__name__).strip()
-    if isinstance(error, psycopg.DataError):
-        return SessionMapError(f"PostgreSQL cannot keep this text: {said}")
-    state = error.sqlstate or ""
-    known = _UNAVAILABLE.get(state) or _UNAVAILABLE.get(state[:2])
-    if isinstance(error, PoolTimeout):
-        known = f"all {POOL_SIZE} connections to the database have long been in use: try again"
-    elif isinstance(error, psycopg.OperationalError) and not state:  # of libpq, which has no states
-        connecting = said.startswith(("connection ", "failed to resolve"))
-        known = f"the database cannot be reached ({said}): start it, or correct its URL" if connecting else _CUT
-    return StoreUnavailable(known or f"PostgreSQL refuses this, which is a defect: {said}")
