@@ -156,14 +156,12 @@ class Database:
 
     @asynccontextmanager
     async def _connection(self, seconds: float) -> AsyncIterator[Connection]:
+        cut: asyncio.TimerHandle | None = None
         try:
             async with AsyncExitStack() as stack:
                 connection = await self._get(stack)
-                end = asyncio.get_running_loop().call_later(seconds, _cut, connection)
-                try:
-                    yield connection
-                finally:
-                    end.cancel()
+                cut = asyncio.get_running_loop().call_later(seconds, _cut, connection)
+                yield connection
         except psycopg.Error as error:
             if isinstance(error, errors.ReadOnlySqlTransaction):
                 await self._pool.drain()  # whoever has become the primary is found only by connecting anew
@@ -171,6 +169,9 @@ class Database:
             if isinstance(known, StoreUnavailable):
                 self._note_trouble(str(known))
             raise known from error
+        finally:
+            if cut is not None:
+                cut.cancel()  # only behind the commit, which may hang too
 
     async def _get(self, stack: AsyncExitStack) -> Connection:
         """A connection of the pool until the end of `stack`. Each turn of the loop has it try anew."""

@@ -3,8 +3,8 @@
 import asyncio
 import time
 import uuid
-from collections.abc import Callable, Coroutine, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Coroutine, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 from session_store.errors import StoreUnavailable
@@ -172,9 +172,14 @@ class PostgresLeases:
         return await self.database.finished(self._fetched(kind, statement, parameters, writes=writes))
 
     async def _fetched(self, kind: str, statement: str, parameters: Parameters, *, writes: bool = False) -> Rows:
+        with self._observed(kind):
+            return await self.database.fetched(statement, {**self._of_leases, **parameters}, writes=writes)
+
+    @contextmanager
+    def _observed(self, kind: str) -> Iterator[None]:
         asked = time.perf_counter()
         try:
-            return await self.database.fetched(statement, {**self._of_leases, **parameters}, writes=writes)
+            yield
         finally:
             self.observe(kind, time.perf_counter() - asked)
 

@@ -158,7 +158,8 @@ class PostgresSessionMap(PostgresLeases):
 
     async def check(self) -> None:
         """See SessionMap."""
-        await self.database.check()
+        with self._observed("check"):
+            await self.database.check()
 
     async def close(self) -> None:
         """See SessionMap. What it still has is not released: it runs out, or is this replica's again at once."""
