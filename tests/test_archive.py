@@ -22,6 +22,7 @@ from session_sidecar.archive.chunks import CHUNK_BYTES, MAIN, Change
 from session_sidecar.archive.local import PULLED
 from session_sidecar.archive.sealing import KEY_BYTES, Keyring
 from session_sidecar.errors import KeyMissing, SealBroken, TranscriptMissing, TranscriptsUnavailable
+from session_store.leases import LeaseLost
 from tests.archive import KEY, PLAIN, RING, Keeper, Machine, a_session, in_postgres, in_sqlite
 from tests.conversations import conversation
 
@@ -159,11 +160,16 @@ async def test_what_was_removed_is_removed_but_never_the_transcript(
     assert there.files(session) == {MAIN: LINE}
 
     here.path(session).unlink()  # as a cache volume is lost
-    await push(here, session)
     with pytest.raises(TranscriptMissing):
-        await push(here, session, settled=len(LINE) * 2)  # the end of a turn that nobody has seen
+        await push(here, session)
+    here.write(session, b'"what a CLI that lives on writes there"\n')
+    with pytest.raises(TranscriptMissing):
+        await push(here, session)
     await pull(here, session, ours=True)
     assert here.files(session) == {MAIN: LINE}
+    with pytest.raises(TranscriptMissing):
+        await push(here, session, settled=len(LINE) * 2)  # the end of a turn that is not here
+    await push(here, session, settled=len(LINE))
 
 
 async def test_nothing_is_pushed_from_a_volume_that_is_not_mounted(here: Machine, session: str) -> None:
@@ -335,6 +341,26 @@ async def test_machines_that_take_turns_always_have_the_same(
             holder.write(session, b'"first"\n')
         await push(holder, session)
         expected = holder.files(session)
+
+
+@pytest.mark.parametrize("how", ["sealed in postgres"])
+async def test_who_has_lost_the_thread_stores_nothing_until_he_has_pulled(
+    here: Machine, kept: Keeper, session: str
+) -> None:
+    here.write(session, LINE)
+    await push(here, session)
+    here.fence = (kept.fence or 0) - 1
+    here.append(session, LINE)
+    for _ in range(2):
+        with pytest.raises(LeaseLost):
+            await push(here, session)
+        assert here.files(session) == {MAIN: LINE * 2}
+    here.fence = kept.fence
+    with pytest.raises(LeaseLost):
+        await push(here, session)
+    await pull(here, session)
+    assert here.files(session) == {MAIN: LINE}
+    await push(here, session)
 
 
 # --- keys

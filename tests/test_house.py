@@ -38,7 +38,10 @@ STRANGERS = {  # what a room must not know, though it lies no higher
     f"{HOUSE}.observe": (SDK, *HTTP, *DATABASE, "session_store"),
     f"{HOUSE}.agent": (*HTTP, *DATABASE),
     f"{HOUSE}.archive": (SDK, *HTTP, "aiosqlite"),
-    **{f"{HOUSE}.archive.{name}": DATABASE for name in ("chunks", "sealing", "local", "sync", "outlines", "rotation")},
+    **{
+        f"{HOUSE}.archive.{name}": DATABASE
+        for name in ("chunks", "sealing", "local", "compare", "sync", "outlines", "rotation")
+    },
     f"{HOUSE}.turns": (SDK, *HTTP, *DATABASE),
     f"{HOUSE}.sessions": (SDK, *HTTP, *DATABASE),
     f"{HOUSE}.api": (SDK, *DATABASE, f"{HOUSE}.agent"),

@@ -74,7 +74,7 @@ class Seal:
     def __init__(self, keys: Mapping[str, bytes], resource_id: str, salt: bytes | None) -> None:
         """Keyring.seal_of makes one."""
         self._keys = keys
-        self._resource_id = resource_id
+        self.resource_id = resource_id
         self._salt = salt
         self._derived: dict[str, tuple[AESGCM, bytes]] = {}
         self.key_id = next(iter(keys), None)
@@ -140,7 +140,7 @@ class Seal:
             )
         if self._salt is None:
             raise KeyMissing("The key of this resource was deleted; what was sealed with it cannot be read any more.")
-        info = b"session-sidecar archive 1\0" + self._resource_id.encode()
+        info = b"session-sidecar archive 1\0" + self.resource_id.encode()
         both = HKDF(SHA256(), 2 * KEY_BYTES, self._salt, info).derive(self._keys[key_id])
         self._derived[key_id] = derived = (AESGCM(both[:KEY_BYTES]), both[KEY_BYTES:])
         return derived
