@@ -37,6 +37,7 @@ from session_sidecar.sessions.retention import retention
 from session_sidecar.settings import ENV_PREFIX, Settings, SettingsError
 from session_sidecar.turns.ending import Afterwards
 from session_sidecar.turns.exclusion import Exclusion
+from session_sidecar.turns.keys import Keys
 from session_sidecar.turns.plan import Planner
 from session_sidecar.turns.processes import Processes
 from session_sidecar.turns.replay import Replay
@@ -181,6 +182,7 @@ def make_turns(
         tenancy=tenancy,
         exclusion=exclusion,
         replay=replay,
+        keys=Keys(session_map.turn_keys, settings),
         planner=planner,
         processes=processes,
         afterwards=Afterwards(session_map, transcripts),

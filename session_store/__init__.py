@@ -11,6 +11,7 @@ from session_store.errors import (
 from session_store.leases import Holder, Lease, LeaseHeld, LeaseLost, Leases
 from session_store.mapping import Cursor, SessionMap, SessionMapping, ThreadKey
 from session_store.opening import back_up_session_map, open_session_map, reserved_session_map
+from session_store.turn_keys import TakenKey, TurnKeys, turn_key
 
 __all__ = [
     "Cursor",
@@ -26,9 +27,12 @@ __all__ = [
     "StoreInUse",
     "StoreUnavailable",
     "StoreUnusable",
+    "TakenKey",
     "ThreadKey",
     "ThreadMapped",
+    "TurnKeys",
     "back_up_session_map",
     "open_session_map",
     "reserved_session_map",
+    "turn_key",
 ]

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
+from session_store.turn_keys import TurnKeys
+
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 LAST_MOMENT = 2**63 - 1
 """The largest time, in microseconds, that a position can have."""
@@ -66,6 +68,11 @@ class SessionMap(Protocol):
     Every call is atomic and sees all earlier ones. Cancelling the caller never leaves a call half done: it has happened
     or it has not, and the next call works. IDs compare byte for byte. Any call may raise StoreUnavailable.
     """
+
+    @property
+    def turn_keys(self) -> TurnKeys:
+        """The idempotency keys, which are kept beside the mappings and closed with them."""
+        ...
 
     async def get(self, key: ThreadKey) -> SessionMapping | None:
         """Look a thread up; None if it is not mapped."""

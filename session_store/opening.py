@@ -23,8 +23,9 @@ async def open_session_map(
     """Open the session map at `sqlite://` and an absolute path, or at a URL of libpq; it is made if it is not there.
 
     With `read_only`, beside the process that owns it. Raises StoreUnusable, having changed nothing. `observe` is told
-    after each statement of what kind it was (get, add, replace, remove, page, check) and how many seconds it took.
-    In PostgreSQL the map keeps Leases too, for the replica of this ID; a password in the URL is never shown.
+    after each statement of what kind it was (get, add, replace, remove, page, check, take_key and so on) and how many
+    seconds it took. In PostgreSQL the map keeps Leases too, for the replica of this ID; a password in the URL is never
+    shown.
     """
     if url.startswith(_POSTGRES):
         try:
@@ -35,9 +36,7 @@ async def open_session_map(
         shared.observe = observe
         return shared
     path = _path(url)
-    session_map = await (SqliteSessionMap.peek(path) if read_only else SqliteSessionMap.open(path))
-    session_map.observe = observe
-    return session_map
+    return await (SqliteSessionMap.peek(path, observe) if read_only else SqliteSessionMap.open(path, observe))
 
 
 def back_up_session_map(url: str, copy: Path) -> int:

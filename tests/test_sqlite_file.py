@@ -18,8 +18,17 @@ from pathlib import Path
 
 import pytest
 
-from session_store import SessionMapping, StoreUnavailable, StoreUnusable, ThreadKey
-from session_store.sqlite import SqliteSessionMap, pages, session_map
+from session_store import (
+    SessionMapping,
+    StoreUnavailable,
+    StoreUnusable,
+    ThreadKey,
+    back_up_session_map,
+    open_session_map,
+    reserved_session_map,
+    turn_key,
+)
+from session_store.sqlite import SqliteSessionMap, database, pages, session_map
 from session_store.sqlite import file as sqlite_file
 from session_store.sqlite.connection import translated
 
@@ -115,7 +124,7 @@ async def test_a_write_is_on_the_disk_before_it_is_answered(sessions: SqliteSess
 
 
 async def asked(sessions: SqliteSessionMap, pragma: str) -> object:
-    rows = list(await sessions._connection.execute_fetchall(pragma))
+    rows = list(await sessions._database.connection.execute_fetchall(pragma))
     return rows[0][0]
 
 
@@ -339,7 +348,7 @@ LOST = [("", DATABASE), ("-wal", BESIDE), ("-shm", BESIDE), (".lock", BESIDE)]
 async def test_a_file_that_goes_while_it_is_in_use_stops_every_call_until_it_is_back(
     sessions: SqliteSessionMap, file: Path, caplog: pytest.LogCaptureFixture, suffix: str, todo: str
 ) -> None:
-    caplog.set_level("INFO", session_map.__name__)
+    caplog.set_level("INFO", database.__name__)
     lost, away = Path(f"{file}{suffix}"), file.with_name("away")
     added = await sessions.add(KEY, "s1")
     lost.rename(away)
@@ -352,7 +361,7 @@ async def test_a_file_that_goes_while_it_is_in_use_stops_every_call_until_it_is_
     await sessions.check()
     assert await sessions.page("alice", limit=9) == [added]
     await sessions.add(ThreadKey("t2", "alice"), "s2")
-    levels = [record.levelname for record in caplog.records if record.name == session_map.__name__]
+    levels = [record.levelname for record in caplog.records if record.name == database.__name__]
     assert levels == ["ERROR", "ERROR", "INFO"]  # one for each thing that was wrong, however many calls met it
 
 
@@ -372,7 +381,7 @@ async def test_a_write_is_not_answered_if_its_file_goes_before_it_is_committed(
     sessions: SqliteSessionMap, file: Path, suffix: str
 ) -> None:
     await sessions.add(KEY, "s1")
-    await sessions._connection.set_trace_callback(lambda _: Path(f"{file}{suffix}").unlink(missing_ok=True))
+    await sessions._database.connection.set_trace_callback(lambda _: Path(f"{file}{suffix}").unlink(missing_ok=True))
     with pytest.raises(StoreUnavailable, match="cannot be found any more"):
         await sessions.add(ThreadKey("t2", "alice"), "s2")
 
@@ -460,7 +469,7 @@ def newer_in_the_log(file: Path) -> None:
     live = file.with_name("live")
     ours(live)
     with plain(live) as connection:
-        connection.execute("PRAGMA user_version = 2")
+        connection.execute("PRAGMA user_version = 3")
         copy(live, file)
 
 
@@ -490,10 +499,10 @@ def directory(file: Path) -> None:
         (cut_in_half, "damaged: stop the program and restore a backup"),
         (garbage_in_the_middle, r"is damaged \(.*\): restore a backup"),
         (without_its_table, "no such table"),
-        (partial(numbered_by_other_hands, number=2), "has schema 2 and this program knows 1: run the newer version"),
+        (partial(numbered_by_other_hands, number=3), "has schema 3 and this program knows 2: run the newer version"),
         (partial(numbered_by_other_hands, number=0), "has schema 0, which no version of this program writes: restore"),
         (partial(numbered_by_other_hands, number=-1), "has schema -1, which no version of this program writes: res"),
-        (newer_in_the_log, "has schema 2 and this program knows 1: run the newer version"),
+        (newer_in_the_log, "has schema 3 and this program knows 2: run the newer version"),
         (log_without_database, "sidecar.db-wal belongs to a database that is not there: put that back"),
         (directory, "is not a file: move it away"),
     ],
@@ -552,6 +561,100 @@ async def test_a_refused_or_abandoned_start_leaves_no_thread_and_no_lock(file: P
         thread.join(3)
         assert not thread.is_alive()
     await reopens(file)
+
+
+# Files of an earlier schema
+
+SCHEMA_1 = """
+PRAGMA application_id = 1936028525;
+PRAGMA user_version = 1;
+CREATE TABLE session_mappings (
+    thread_id         TEXT    NOT NULL,
+    resource_id       TEXT    NOT NULL,
+    sdk_session_id    TEXT    NOT NULL UNIQUE,
+    parent_thread_id  TEXT, -- null unless forked; the parent has the same resource
+    parent_message_id TEXT, -- null unless forked at a message
+    version           INTEGER NOT NULL DEFAULT 0,
+    created_at        INTEGER NOT NULL,
+    updated_at        INTEGER NOT NULL,
+    PRIMARY KEY (resource_id, thread_id)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS session_mappings_by_age ON session_mappings (resource_id, created_at, thread_id);
+CREATE INDEX IF NOT EXISTS session_mappings_by_age_of_all ON session_mappings (created_at, resource_id, thread_id);
+CREATE INDEX IF NOT EXISTS session_mappings_by_parent
+    ON session_mappings (resource_id, parent_thread_id, created_at, thread_id)
+    WHERE parent_thread_id IS NOT NULL;
+CREATE INDEX IF NOT EXISTS session_mappings_by_thread ON session_mappings (thread_id, resource_id, created_at);
+"""
+
+
+def of_schema_1(file: Path) -> None:
+    """Make a file as the program made it that knew schema 1, with a thread in it."""
+    file.parent.mkdir(exist_ok=True)
+    with plain(file) as connection:
+        connection.executescript(f"BEGIN IMMEDIATE; {SCHEMA_1} COMMIT;")
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("INSERT INTO session_mappings VALUES ('t1', 'alice', 's1', NULL, NULL, 7, 1, 2)")
+
+
+def schema_of(file: Path) -> tuple[int, set[str]]:
+    """The number of a file's schema, and the tables and indexes that it has."""
+    with plain(file) as connection:
+        ((version,),) = connection.execute("PRAGMA user_version").fetchall()
+        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        return version, {name for (name,) in connection.execute("SELECT name FROM sqlite_schema")}
+
+
+async def comes_up(file: Path) -> None:
+    """A file that was of schema 1 is opened, is what a new one is, and has kept its thread."""
+    sessions = await SqliteSessionMap.open(file)
+    try:
+        mapping = await sessions.get(KEY)
+        assert mapping is not None
+        assert (mapping.sdk_session_id, mapping.version) == ("s1", 7)
+        assert await sessions.turn_keys.take(turn_key("alice", "k"), b"asked", "turn", seconds=60) is None
+    finally:
+        await sessions.close()
+    new = file.with_name("new.db")
+    if not new.exists():
+        sqlite_file.open_database(new).close()
+    assert schema_of(file) == schema_of(new)
+
+
+async def test_a_file_of_schema_1_is_brought_up_and_keeps_its_threads(file: Path) -> None:
+    of_schema_1(file)
+    assert schema_of(file)[0] == 1
+    await comes_up(file)
+
+
+async def test_a_file_of_schema_1_is_read_as_it_is(file: Path) -> None:
+    of_schema_1(file)
+    sessions = await open_session_map(f"sqlite://{file}", read_only=True)
+    try:
+        assert await sessions.get(KEY) is not None
+        await sessions.check()
+    finally:
+        await sessions.close()
+    assert schema_of(file)[0] == 1
+
+
+async def test_a_backup_of_schema_1_can_be_made_and_restored(file: Path) -> None:
+    of_schema_1(file)
+    copy, restored = file.with_name("copy.db"), file.with_name("restored.db")
+    assert back_up_session_map(f"sqlite://{file}", copy) == 1
+    with reserved_session_map(f"sqlite://{restored}") as make:
+        assert make(copy) == 1
+    assert schema_of(restored)[0] == 1
+    await comes_up(restored)
+
+
+async def test_a_file_of_schema_1_whose_log_was_left_by_a_crash_is_brought_up(file: Path) -> None:
+    live = file.with_name("live")
+    of_schema_1(live)
+    with plain(live) as connection:
+        connection.execute("UPDATE session_mappings SET updated_at = 3")
+        copy(live, file)
+    await comes_up(file)
 
 
 # One process owns it. The programs below say a line when they are ready, and wait for their standard input to end.
@@ -704,8 +807,8 @@ async def test_what_was_answered_survives_a_kill(file: Path) -> None:
     assert len(kept) <= len(answered) + 1
 
 
-KILLED_WHILE_MAKING_IT = """
-import os, signal, sqlite3, sys
+KILLED_WHILE_OPENING_IT = """
+import os, shutil, signal, sqlite3, sys
 from session_store.sqlite import file as sqlite_file
 
 class Killed(sqlite_file.OwnedConnection):
@@ -723,6 +826,8 @@ sqlite_file.OwnedConnection = Killed
 for left in range(30):
     os.environ["LEFT"] = str(left)
     path = f"{sys.argv[1]}.{left}"
+    if os.path.exists(sys.argv[1]):
+        shutil.copy(sys.argv[1], path)
     child = os.fork()
     if not child:
         sqlite_file.open_database(path)
@@ -736,11 +841,26 @@ print("", flush=True)
 
 
 async def test_a_file_whose_making_was_cut_short_is_made_anew(file: Path) -> None:
-    with running(KILLED_WHILE_MAKING_IT, file) as process:
-        killed = list(iter(lambda: line(process), ""))
+    killed = killed_while_opening(file)
     assert len(killed) > 10, "one for every statement of the schema, at least"
     for path in killed:
-        await reopens(Path(path))
+        await reopens(path)
+
+
+def killed_while_opening(file: Path) -> list[Path]:
+    """What is left of a file, or of none, by processes that were killed before each statement of opening it."""
+    with running(KILLED_WHILE_OPENING_IT, file) as process:
+        return [Path(path) for path in iter(lambda: line(process), "")]
+
+
+async def test_a_file_whose_migration_was_cut_short_is_of_the_one_schema_or_the_other_and_comes_up(file: Path) -> None:
+    of_schema_1(file)
+    killed = killed_while_opening(file)
+    assert {schema_of(path)[0] for path in killed} == {1, 2}
+    for path in killed:
+        version, names = schema_of(path)
+        assert ("turn_keys" in names) == (version == 2)
+        await comes_up(path)
 
 
 def cut_in_the_first_commit(file: Path, pages: int) -> None:

@@ -149,3 +149,15 @@ async def test_a_known_thread_goes_on_where_the_disk_has_no_room_for_the_end_of_
         assert "have said 3 things" in await sidecar.say(thread, "Three")
         assert (await sidecar.http.get("/readyz")).status_code == 200
         assert len(await sidecar.history(thread)) == 6
+
+
+async def test_a_turn_whose_key_cannot_be_kept_is_not_run_and_may_be_sent_again(
+    a_sidecar: Make, disk: Volume, model: FaultyModel, thread: str
+) -> None:
+    async with a_sidecar() as sidecar:
+        await sidecar.say(thread, "One")
+        disk.fill()
+        refused(await sidecar.chat(thread, "Two", idempotency_key="k"), "the disk is full: make room")
+        assert len(model.requests) == 1
+        disk.free()
+        assert "have said 2 things" in await sidecar.say(thread, "Two", idempotency_key="k")

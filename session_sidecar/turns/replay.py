@@ -10,25 +10,25 @@ run twice.
 """
 
 import asyncio
-import hashlib
-import json
 import sys
 import time
 from collections.abc import Iterable
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass
 
 from session_sidecar.errors import IdempotencyMismatch, ReplayGone, ThreadExists
 from session_sidecar.settings import Settings
 from session_sidecar.turns.events import EventLog
+from session_sidecar.turns.keys import KEY_SECONDS, digest, gone, mismatch
 from session_sidecar.turns.turn import Turn, TurnRequest
 from session_store import ThreadKey
 
-# A key is remembered for so many seconds after its turn's end. Beyond so many keys the oldest ended ones are forgotten.
-KEY_SECONDS = 600.0
+# Beyond so many keys the oldest ended ones are forgotten here; `Keys` still knows them.
 MAX_KEYS = 10_000
 # What a turn takes in memory beside its events and its text.
 TURN_BYTES = 5 * 2**10
 SWEEP_SECONDS = 1.0
+# What was refused for the sake of the thread that it would make, or of its key, is no turn of the thread.
+_REFUSED = (ThreadExists, IdempotencyMismatch, ReplayGone)
 
 _Key = tuple[str, str]
 
@@ -75,14 +75,10 @@ class Replay:
         attempt = self._attempts.get(_key(request))
         if attempt is None:
             return None
-        if attempt.digest != _digest(request):
-            raise IdempotencyMismatch("Use a new key for a new message; repeat the same body for a retry.")
+        if attempt.digest != digest(request):
+            raise mismatch()
         if attempt.turn is None:
-            raise ReplayGone(
-                "The turn of this key has ended, and its answer is no longer held. Read it from the session's "
-                "messages; to run the message once more, use a new key.",
-                turn_id=attempt.turn_id,
-            )
+            raise gone(attempt.turn_id)
         self._use(attempt.turn)
         return attempt.turn
 
@@ -97,7 +93,7 @@ class Replay:
                 "the session's messages; to send the message once more, leave the header out.",
                 turn_id=turn_id,
             )
-        if turn.digest != _digest(request):
+        if turn.digest != digest(request):
             raise IdempotencyMismatch("`Last-Event-ID` names a turn that another body has begun. Leave the header out.")
         return turn
 
@@ -119,7 +115,7 @@ class Replay:
     def keep(self, turn: Turn) -> None:
         """Hold a turn that has just begun, whose log is from here."""
         self._running.add(turn)
-        turn.digest = _digest(turn.request)
+        turn.digest = digest(turn.request)
         if turn.request.idempotency_key is not None:
             self._attempts[_key(turn.request)] = _Attempt(turn.digest, turn, turn.id)
             if len(self._attempts) > MAX_KEYS:
@@ -139,7 +135,7 @@ class Replay:
                 del self._attempts[_key(turn.request)]
         earlier = self._threads.setdefault(turn.request.key, {})
         of_thread = list(earlier.values())
-        if not isinstance(turn.error, ThreadExists):  # a fork that was refused for the thread's sake is no turn of it
+        if not isinstance(turn.error, _REFUSED):
             earlier[turn.id] = turn
         self._bytes += sys.getsizeof(turn.text)
         self._tidy([*of_thread, turn])
@@ -237,13 +233,3 @@ class Replay:
 
 def _key(request: TurnRequest) -> _Key:
     return request.key.resource_id, request.idempotency_key or ""
-
-
-def _digest(request: TurnRequest) -> bytes:
-    """Of all that two attempts must have in common, without keeping it: the message may be long, and is a person's."""
-    content = request.content
-    message = content if isinstance(content, str) else json.dumps(content, sort_keys=True)
-    rest = [getattr(request, field.name) for field in fields(request) if field.compare and field.name != "content"]
-    made = hashlib.blake2b(json.dumps([isinstance(content, str), *rest], default=astuple).encode(), digest_size=16)
-    made.update(message.encode(errors="surrogatepass"))
-    return made.digest()

@@ -16,6 +16,7 @@ from session_sidecar.replicas.tenancy import Tenancy
 from session_sidecar.settings import Settings
 from session_sidecar.turns.ending import Afterwards, dismiss, keep_time, stop_when_asked, unless_stopped
 from session_sidecar.turns.exclusion import Exclusion
+from session_sidecar.turns.keys import Keys
 from session_sidecar.turns.plan import Plan, Planner, decide, make_id
 from session_sidecar.turns.processes import Processes
 from session_sidecar.turns.replay import Replay
@@ -35,6 +36,7 @@ class Story:
         tenancy: Tenancy,
         exclusion: Exclusion,
         replay: Replay,
+        keys: Keys,
         planner: Planner,
         processes: Processes,
         afterwards: Afterwards,
@@ -48,6 +50,7 @@ class Story:
         self._tenancy = tenancy
         self._exclusion = exclusion
         self._replay = replay
+        self._keys = keys
         self._planner = planner
         self._processes = processes
         self._after = afterwards
@@ -101,6 +104,7 @@ class Story:
 
     async def _prepare(self, turn: Turn) -> tuple[Plan, AgentProcess]:
         """Look, decide, commit, and take a process."""
+        await self._keys.take(turn)
         while True:
             seen = await self._planner.look(turn.request)
             with self._processes.spare(turn, seen) as spare:
@@ -157,6 +161,7 @@ class Story:
             for task in tending:
                 await dismiss(task)
             self._end_before(turn)
+            await self._keys.give_back(turn)
             mapping, saved = None, None
             if turn.result is not None:
                 saved = await self._after.saved(turn)
@@ -179,6 +184,7 @@ class Story:
             finally:
                 self._exclusion.leave(turn)
                 self._note(turn, exit=process.exit_status if process is not None else None)
+            await self._keys.ended(turn)
 
     def _note(self, turn: Turn, **more: object) -> None:
         """Log how a turn has ended, and count it."""

@@ -12,6 +12,7 @@ from session_store.leases import GRACE_SECONDS, TTL_SECONDS, Holder, Lease, Leas
 from session_store.mapping import SessionMapping, ThreadKey, moment
 from session_store.postgres.database import Database, Parameters
 from session_store.postgres.pages import COLUMNS
+from session_store.postgres.turn_keys import PostgresTurnKeys
 
 T = TypeVar("T")
 Rows = list[tuple[Any, ...]]
@@ -94,6 +95,7 @@ class PostgresLeases:
         self.replica_id = replica_id or str(uuid.uuid4())
         self.observe: Callable[[str, float], object] = lambda *_: None
         """Told after each statement of what kind it was, and how many seconds it took."""
+        self.turn_keys = PostgresTurnKeys(self._rows)
         self._of_leases = {"me": self.replica_id, "ttl": ttl, "grace": grace}
         self._ttl = ttl
         self._fences: dict[ThreadKey, int] = {}  # of lost ones too: what they still write must be refused

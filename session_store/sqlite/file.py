@@ -16,7 +16,8 @@ from session_store.errors import StoreInUse, StoreUnusable
 from session_store.sqlite.connection import OwnedConnection, translated
 
 APPLICATION_ID = 1936028525
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+OLDEST_SCHEMA = 1  # a file of it is brought up to SCHEMA_VERSION when it is opened, and can be read as it is
 BUSY_TIMEOUT_MS = 2000  # only an operator's shell can be in the way: wait for it, but no longer than a client would
 
 SCHEMA = Path(__file__).parent / "schema.sql"
@@ -189,7 +190,7 @@ def _refuse_other_schema(file: Path, connection: sqlite3.Connection) -> None:
         raise StoreUnusable(
             f"{file} has schema {version} and this program knows {SCHEMA_VERSION}: run the newer version that wrote it"
         )
-    if version < SCHEMA_VERSION:
+    if version < OLDEST_SCHEMA:
         raise StoreUnusable(
             f"{file} has schema {version}, which no version of this program writes: "
             "restore a backup, or move it away to start anew"
@@ -219,7 +220,7 @@ def _connect(file: Path) -> OwnedConnection:
         schema = SCHEMA.read_text(encoding="utf-8")
         if tables:
             _refuse_other_schema(file, connection)
-            schema = schema[schema.index("CREATE INDEX") :]  # those that the file is too old for are made, once
+            schema = schema[schema.index("CREATE INDEX") :]  # what the file is too old for is made, once
         # All of the schema or none, its number included. Where none is missing, it shows that the file can be written.
         connection.executescript(f"BEGIN IMMEDIATE; {schema} COMMIT;")
         connection.execute("PRAGMA journal_mode = WAL")  # only now: until here the file itself says whose it is

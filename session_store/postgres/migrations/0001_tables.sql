@@ -46,18 +46,16 @@ CREATE TABLE replicas (
     seen_at timestamptz NOT NULL
 );
 
--- Which turn each Idempotency-Key began. The key itself is nowhere: only its digest.
+-- Which turn was begun under which idempotency key, until some minutes after its end. Nothing but digests: the key is that
+-- of the resource and the caller's key, the other that of what was asked for. No index goes by the time, which each turn
+-- changes at its end; a sweep reads no more rows than turns began in some minutes.
 CREATE TABLE turn_keys (
-    resource_id text COLLATE "C" NOT NULL,
-    key         bytea NOT NULL,
-    body_hash   bytea NOT NULL,
-    turn_id     text NOT NULL,
-    thread_id   text COLLATE "C" NOT NULL,
-    holder      uuid, -- the replica that runs it, or has run it
-    expires_at  timestamptz NOT NULL,
-    PRIMARY KEY (resource_id, key)
+    key        bytea PRIMARY KEY,
+    digest     bytea NOT NULL,
+    turn_id    text NOT NULL,
+    holder     uuid NOT NULL, -- the replica that runs it, or has run it
+    expires_at timestamptz NOT NULL
 );
-CREATE INDEX turn_keys_by_expiry ON turn_keys (expires_at);
 
 -- The files of a session as chunks, sealed where there are keys. path is relative to the session.
 CREATE TABLE session_files (
