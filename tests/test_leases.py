@@ -202,6 +202,7 @@ async def test_a_replica_that_was_started_again_has_its_threads_at_once(
     assert (lease.was_ours, lease.fence > first) == (True, True)
     with pytest.raises(LeaseLost):
         await ours.touch(KEY, "s1")
+    assert await ours.renew() == {KEY}
     await fleet.passes(TTL)
     await is_held(theirs, ours, live=False)
     assert (await taken(again)).was_ours  # contested or not

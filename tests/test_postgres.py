@@ -447,10 +447,11 @@ def test_a_page_of_a_million_is_one_walk_along_an_index(
     million: str, whose: pages.Of, index: str, *, descending: bool
 ) -> None:
     for steps in (plan(million, way(whose, descending=descending)) for way in (pages.page, pages.page_of_nearby)):
-        assert "Sort" not in steps
+        presorted = "Presorted Key: session_mappings.created_at" in steps or "Presorted Key: created_at" in steps
+        assert "Sort" not in steps or (whose == "forks" and presorted)  # then only what has the same age is sorted
         assert f"Index Scan {'Backward ' if descending else ''}using {index} on" in steps
-        position = steps.partition("Index Cond:")[2]
-        assert "ROW(created_at, " in position.partition("Filter:")[0], "a page would start at the beginning"
+        position = steps.partition("Index Cond:")[2].partition("Filter:")[0]
+        assert re.search(r"ROW\(created_at, |created_at [<>]=? ", position), "a page would start at the beginning"
 
 
 @pytest.mark.long

@@ -16,8 +16,7 @@ FEW = 50_000
 
 _SCOPE = {
     "one": "resource_id = %(resource_id)s",
-    "forks": "resource_id = %(resource_id)s AND parent_thread_id = %(parent_thread_id)s"
-    " AND hashtextextended(parent_thread_id, 0) = hashtextextended(%(parent_thread_id)s, 0)",
+    "forks": "resource_id = %(resource_id)s AND parent_thread_id = %(parent_thread_id)s",
     "all": "TRUE",
 }
 _BEGINS = "thread_id >= %(prefix)s AND (%(beyond)s::text IS NULL OR thread_id < %(beyond)s)"

@@ -31,9 +31,9 @@ CREATE INDEX session_mappings_by_age ON session_mappings (resource_id, created_a
 -- The same walk over all resources.
 CREATE INDEX session_mappings_by_age_of_all ON session_mappings (created_at, resource_id, thread_id);
 
--- The same walk among the forks of one thread. Three IDs of 256 wide characters would not fit into one entry.
-CREATE INDEX session_mappings_by_parent
-    ON session_mappings (resource_id, hashtextextended(parent_thread_id, 0), created_at, thread_id)
+-- The same walk among the forks of one thread. A third ID would not fit into an entry where all are as long as they may
+-- be; those that were made in the same microsecond are sorted instead.
+CREATE INDEX session_mappings_by_parent ON session_mappings (resource_id, parent_thread_id, created_at)
     WHERE parent_thread_id IS NOT NULL;
 
 -- What begins alike over all resources; within one, the key itself serves.
