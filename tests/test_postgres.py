@@ -449,7 +449,8 @@ def test_a_page_of_a_million_is_one_walk_along_an_index(
     for steps in (plan(million, way(whose, descending=descending)) for way in (pages.page, pages.page_of_nearby)):
         presorted = "Presorted Key: session_mappings.created_at" in steps or "Presorted Key: created_at" in steps
         assert "Sort" not in steps or (whose == "forks" and presorted)  # then only what has the same age is sorted
-        assert f"Index Scan {'Backward ' if descending else ''}using {index} on" in steps
+        # Of a resource that has a third of all, the walk over all of them is as short.
+        assert f"Index Scan {'Backward ' if descending else ''}using {index}" in steps
         position = steps.partition("Index Cond:")[2].partition("Filter:")[0]
         assert re.search(r"ROW\(created_at, |created_at [<>]=? ", position), "a page would start at the beginning"
 
