@@ -29,7 +29,9 @@ from session_sidecar.api.models.bodies import Bodies
 from session_sidecar.api.routes import CALLS
 from session_sidecar.observe.metrics import Metrics
 from session_sidecar.offline import OfflineModel
-from session_sidecar.replicas.tenancy import Alone, Tenancy
+from session_sidecar.replicas.opening import opened
+from session_sidecar.replicas.peers import Peers
+from session_sidecar.replicas.tenancy import Tenancy
 from session_sidecar.server.shutdown import on_shutdown_signal
 from session_sidecar.sessions.changes import Changes
 from session_sidecar.sessions.reading import Reading
@@ -44,7 +46,7 @@ from session_sidecar.turns.replay import Replay
 from session_sidecar.turns.story import Story
 from session_sidecar.turns.turns import Turns
 from session_sidecar.turns.warming import Warming
-from session_store import SessionMap, open_session_map
+from session_store import SessionMap
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +67,7 @@ def create_app(settings: Settings) -> Starlette:
         try:
             for directory in (settings.home, settings.claude_config, settings.workspace, settings.temporary):
                 directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if not settings.database.exists():
+            if settings.stores_transcripts or not settings.database_file.exists():
                 transcripts.prepare()
         except OSError as error:
             raise SettingsError(
@@ -82,8 +84,8 @@ def create_app(settings: Settings) -> Starlette:
             elif not configured:
                 logger.warning("no credentials were found; unless agents bring their own: %s", MISSING)
             metrics = Metrics()
-            session_map = await open_session_map(settings.database_url, observe=metrics.statement)
-            stack.push_async_callback(session_map.close)
+            history = History(settings.claude_config, readers)
+            session_map, tenancy = await opened(settings, stack, history, metrics.statement)
             # From here on this home is ours alone, and so is every CLI that still runs in it.
             await asyncio.to_thread(end_orphans, settings.claude_config)
             agents = Agents(
@@ -98,7 +100,6 @@ def create_app(settings: Settings) -> Starlette:
                 },
                 launcher=guarded_cli(settings.home.absolute()),
             )
-            tenancy = Alone(session_map)
             turns = make_turns(
                 settings,
                 session_map,
@@ -109,10 +110,11 @@ def create_app(settings: Settings) -> Starlette:
                 model="offline" if offline else "live",
             )
             metrics.watch(lambda: turns.load)
+            await stack.enter_async_context(tenancy.attending(turns.occupancy))
             stack.push_async_callback(turns.close)
             stack.push_async_callback(readers.close)  # first: no turn's end waits for a long fork
             stack.enter_context(on_shutdown_signal(turns.stop_all))
-            history = History(settings.claude_config, readers)
+            peers = await stack.enter_async_context(Peers(settings.replica_secret)) if settings.replica_secret else None
             reading = Reading(session_map, tenancy, history, turns)
             changes = Changes(
                 session_map=session_map,
@@ -121,6 +123,7 @@ def create_app(settings: Settings) -> Starlette:
                 history=history,
                 reading=reading,
                 turns=turns,
+                peers=peers,
                 settings=settings,
             )
             await stack.enter_async_context(retention(session_map, changes, settings))
@@ -130,7 +133,7 @@ def create_app(settings: Settings) -> Starlette:
             gc.collect()
             gc.freeze()
             bodies = Bodies(settings.max_message_bytes)
-            app.state.services = Services(settings, access, turns, reading, changes, bodies, metrics)
+            app.state.services = Services(settings, access, turns, reading, changes, bodies, metrics, tenancy, peers)
             yield {"services": app.state.services}  # for the server's connections
 
     return Starlette(
@@ -182,7 +185,7 @@ def make_turns(
         tenancy=tenancy,
         exclusion=exclusion,
         replay=replay,
-        keys=Keys(session_map.turn_keys, settings),
+        keys=Keys(session_map.turn_keys, tenancy, settings),
         planner=planner,
         processes=processes,
         afterwards=Afterwards(session_map, transcripts),

@@ -5,7 +5,8 @@ The docstring of a class is its problem's `title`; the `detail` is given where i
 
 from typing import Any, ClassVar, Self
 
-from session_store import SessionMapError
+import session_store
+from session_store import SessionMapError, ThreadKey
 
 
 class SidecarError(Exception):
@@ -256,14 +257,17 @@ class HeldElsewhere(SidecarError):
 
     status, code = 503, "replica_unreachable"
 
-    def __init__(self, url: str | None, *, live: bool) -> None:
+    def __init__(self, key: ThreadKey, url: str | None, *, live: bool) -> None:
         """`url` is where that replica can be asked, if it can be; `live` whether it is at the thread now, or was last.
 
-        Callers are told of it only where what they ask cannot be forwarded there. Neither is for them to know.
+        Callers are told only where what they ask cannot be forwarded there. `instead` is what they are told then of a
+        thread that it is no longer at, if that is an error.
         """
-        super().__init__("Nothing was changed. It is let go of within seconds. Try again then.", retry_after=5)
+        super().__init__("Nothing was changed. The thread is let go of within seconds. Try again then.", retry_after=5)
+        self.key = key
         self.url = url
         self.live = live
+        self.instead: SidecarError | None = None
 
 
 class LeaseLost(SidecarError):
@@ -361,6 +365,8 @@ def public_error(error: Exception) -> SidecarError:
     """What a caller is told of an exception; all but a SidecarError itself is for the server's log."""
     if isinstance(error, SidecarError):
         return error
+    if isinstance(error, session_store.LeaseLost):
+        return LeaseLost(str(error))
     if isinstance(error, SessionMapError):
         return StoreFailed(str(error), retry_after=5)
     return InternalError("The sidecar failed; its server's log has the reason.")

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 ENV_PREFIX = "SIDECAR_"
 _MOST_WARM = 32
 _CLI_BYTES = 130 * 2**20  # what a connected CLI takes of its own, and some
+_SECRET_CHARS = 16
+_POSTGRES = ("postgresql://", "postgres://")
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 CLIENT_VARIABLES = {"SIDECAR_URL", "SIDECAR_TOKEN"}  # where the command line finds a sidecar; none of the server's
 
@@ -33,6 +35,23 @@ class Settings(BaseModel):
     model: Literal["live", "offline", "auto"] = Field(
         "live",
         description="`live`: the real API; `offline`: the built-in stand-in; `auto`: offline without credentials",
+    )
+    database: str | None = Field(
+        None, description="postgresql://… for several replicas (docs/replicas.md); by default SQLite in the home"
+    )
+    replica_secret: str | None = Field(
+        None,
+        description="what replicas know each other by: the same for all, 16 characters of ASCII or more",
+    )
+    replica_url: str | None = Field(
+        None, description="where the other replicas reach this one: http://10.0.0.3:8000; needs SIDECAR_REPLICA_SECRET"
+    )
+    lease_seconds: float = Field(
+        15, ge=1, description="a replica that is gone for so long, and a third of it more, loses its threads to others"
+    )
+    encryption_keys: str | None = Field(
+        None,
+        description="id:base64,id:base64…, 32 bytes each: transcripts are stored sealed, with the first of these keys",
     )
     agents: str | None = Field(None, description="agents.toml, or package.module:function")
     max_message_bytes: int = Field(4 * 2**20, ge=1, description="a message larger than this is refused with 413")
@@ -128,6 +147,29 @@ class Settings(BaseModel):
                 raise ValueError(f"{origin!r} is no origin; one is like https://chat.example.org, without a path")
         return value
 
+    @field_validator("database")
+    @classmethod
+    def _database(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith(_POSTGRES):
+            raise ValueError("is a URL that begins with postgresql://; leave it out for SQLite in the home")
+        return value
+
+    @field_validator("replica_secret")
+    @classmethod
+    def _replica_secret(cls, value: str | None) -> str | None:
+        if value is not None and (len(value) < _SECRET_CHARS or not value.isascii() or not value.isprintable()):
+            raise ValueError(f"has to be {_SECRET_CHARS} characters of ASCII or more (openssl rand -hex 32)")
+        return value
+
+    @field_validator("replica_url")
+    @classmethod
+    def _replica_url(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None and not info.data.get("replica_secret"):
+            raise ValueError("needs SIDECAR_REPLICA_SECRET, the same for all replicas")
+        if value is not None and (urlsplit(value).scheme not in {"http", "https"} or not urlsplit(value).hostname):
+            raise ValueError(f"{value!r} is no URL; one is like http://10.0.0.3:8000")
+        return value
+
     @property
     def served_hosts(self) -> frozenset[str]:
         """The names in a Host header that are this server's, beside those of loopback."""
@@ -164,14 +206,24 @@ class Settings(BaseModel):
         }
 
     @property
-    def database(self) -> Path:
-        """The session map's file."""
+    def database_file(self) -> Path:
+        """The session map's file, where it is SQLite's."""
         return self.home.absolute() / "sidecar.db"
+
+    @property
+    def stores_transcripts(self) -> bool:
+        """Whether a database has the transcripts: those here are a cache of it, and may be lost."""
+        return self.database is not None or self.encryption_keys is not None
+
+    @property
+    def transcripts_file(self) -> Path:
+        """Where transcripts are stored sealed, where no database of several replicas has them."""
+        return self.home.absolute() / "transcripts.db"
 
     @property
     def database_url(self) -> str:
         """The session map, as `open_session_map` takes it."""
-        return f"sqlite://{self.database}"
+        return f"sqlite://{self.database_file}" if self.database is None else self.database
 
     @property
     def claude_config(self) -> Path:

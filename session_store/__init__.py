@@ -10,7 +10,7 @@ from session_store.errors import (
 )
 from session_store.leases import Holder, Lease, LeaseHeld, LeaseLost, Leases
 from session_store.mapping import Cursor, SessionMap, SessionMapping, ThreadKey
-from session_store.opening import back_up_session_map, open_session_map, reserved_session_map
+from session_store.opening import back_up_session_map, open_session_map, open_shared_session_map, reserved_session_map
 from session_store.turn_keys import TakenKey, TurnKeys, turn_key
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "TurnKeys",
     "back_up_session_map",
     "open_session_map",
+    "open_shared_session_map",
     "reserved_session_map",
     "turn_key",
 ]

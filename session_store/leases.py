@@ -1,5 +1,6 @@
 """The words of leases, and what any keeper of them promises: one turn a thread in a whole fleet of replicas."""
 
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -36,6 +37,8 @@ class Holder:
     """None: unknown, or not advertised."""
     live: bool
     """The lease has not run out, and was not released."""
+    settled: int = 0
+    """Bytes of the main transcript at the end of the last completed turn."""
 
 
 class LeaseHeld(SessionMapError):
@@ -58,6 +61,16 @@ class Leases(Protocol):
     A lease that has run out is not given away at once: the first who asks for it marks it as contested, and only after
     GRACE_SECONDS more does it go to whoever asks then. Its holder keeps it by renewing it before that.
     """
+
+    @property
+    def replica_id(self) -> str:
+        """Whose leases these are."""
+        ...
+
+    @property
+    def seconds(self) -> float:
+        """How long a lease lasts that is not renewed."""
+        ...
 
     async def acquire(self, key: ThreadKey) -> Lease | None:
         """Get a thread, or get it again, with its fence as it was; None if there is no such mapping.
@@ -92,6 +105,19 @@ class Leases(Protocol):
         """
         ...
 
+    def fence(self, key: ThreadKey) -> int | None:
+        """What is written to a thread is written with this; None where this replica has never had it."""
+        ...
+
+    async def left_behind(self) -> list[ThreadKey]:
+        """The threads that this replica had when it was last ended, and has not released."""
+        ...
+
     async def register(self, url: str | None) -> None:
         """Note where this replica can be reached by the others."""
         ...
+
+
+def boot_time() -> float:
+    """Seconds since this machine was started; it goes on while the machine sleeps."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)

@@ -3,11 +3,16 @@
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from session_store.errors import StoreUnusable
+from session_store.leases import GRACE_SECONDS, TTL_SECONDS
 from session_store.mapping import SessionMap
 from session_store.sqlite import SqliteSessionMap
 from session_store.sqlite.file import copy_database, reserved
+
+if TYPE_CHECKING:
+    from session_store.postgres import PostgresSessionMap
 
 _SQLITE = "sqlite://"
 _POSTGRES = ("postgresql://", "postgres://")
@@ -17,26 +22,42 @@ async def open_session_map(
     url: str,
     *,
     read_only: bool = False,
-    replica_id: str | None = None,
     observe: Callable[[str, float], object] = lambda *_: None,
 ) -> SessionMap:
     """Open the session map at `sqlite://` and an absolute path, or at a URL of libpq; it is made if it is not there.
 
     With `read_only`, beside the process that owns it. Raises StoreUnusable, having changed nothing. `observe` is told
     after each statement of what kind it was (get, add, replace, remove, page, check, take_key and so on) and how many
-    seconds it took. In PostgreSQL the map keeps Leases too, for the replica of this ID; a password in the URL is never
-    shown.
+    seconds it took. A password in the URL is never shown.
     """
     if url.startswith(_POSTGRES):
-        try:
-            from session_store.postgres import PostgresSessionMap  # noqa: PLC0415 - an extra that not everybody has
-        except ImportError as missing:
-            raise StoreUnusable("PostgreSQL needs an extra: pip install 'session-sidecar[postgres]'.") from missing
-        shared = await PostgresSessionMap.open(url, replica_id=replica_id, read_only=read_only)
-        shared.observe = observe
-        return shared
+        return await open_shared_session_map(url, read_only=read_only, observe=observe)
     path = _path(url)
     return await (SqliteSessionMap.peek(path, observe) if read_only else SqliteSessionMap.open(path, observe))
+
+
+async def open_shared_session_map(
+    url: str,
+    *,
+    replica_id: str | None = None,
+    lease_seconds: float = TTL_SECONDS,
+    read_only: bool = False,
+    observe: Callable[[str, float], object] = lambda *_: None,
+) -> "PostgresSessionMap":
+    """Open the session map in PostgreSQL, which keeps Leases too: for the replica of this ID, each for so long.
+
+    Else as `open_session_map`. Raises StoreUnusable.
+    """
+    try:
+        from session_store.postgres import PostgresSessionMap  # noqa: PLC0415 - an extra that not everybody has
+    except ImportError as missing:
+        raise StoreUnusable("PostgreSQL needs an extra: pip install 'session-sidecar[postgres]'.") from missing
+    grace = lease_seconds * GRACE_SECONDS / TTL_SECONDS
+    shared = await PostgresSessionMap.open(
+        url, replica_id=replica_id, read_only=read_only, ttl=lease_seconds, grace=grace
+    )
+    shared.observe = observe
+    return shared
 
 
 def back_up_session_map(url: str, copy: Path) -> int:

@@ -10,7 +10,7 @@ from tests.faults import FaultyModel
 from tests.modes import COLD, WARM
 from tests.server import Sidecar
 
-pytest_plugins = ("tests.postgres",)
+pytest_plugins = ("tests.postgres", "tests.replicas")
 _names = itertools.count(1)
 
 

@@ -43,7 +43,7 @@ class LeasesInMemory:
         self, shared: Rows, replica_id: str, *, ttl: float = TTL_SECONDS, grace: float = GRACE_SECONDS
     ) -> None:
         """All replicas of a fleet get the same rows."""
-        self._shared, self._me, self._ttl, self._grace = shared, replica_id, ttl, grace
+        self._shared, self.replica_id, self.seconds, self._grace = shared, replica_id, ttl, grace
         self._fences: dict[ThreadKey, int] = {}
         self._until: dict[ThreadKey, float] = {}
 
@@ -52,7 +52,7 @@ class LeasesInMemory:
         row, now = self._shared.rows.get(key), self._shared.now
         if row is None:
             return None
-        was_ours = row.holder == self._me
+        was_ours = row.holder == self.replica_id
         if not was_ours and row.until is not None:
             if row.until <= now and row.contested is None:
                 row.contested = now
@@ -61,7 +61,7 @@ class LeasesInMemory:
                 raise LeaseHeld(self._holder(row))
         if not was_ours or row.fence != self._fences.get(key):
             row.fence = self._shared.next_fence()
-        row.holder, row.contested = self._me, None
+        row.holder, row.contested = self.replica_id, None
         self._lease(key, row)
         return Lease(row.mapping, row.fence, was_ours, 0)
 
@@ -93,16 +93,27 @@ class LeasesInMemory:
         """See Leases; by the clock of the tests."""
         return dict(self._until)
 
+    def fence(self, key: ThreadKey) -> int | None:
+        """See Leases."""
+        return self._fences.get(key)
+
+    async def left_behind(self) -> list[ThreadKey]:
+        """See Leases."""
+        ours = (
+            key for key, row in self._shared.rows.items() if row.holder == self.replica_id and row.until is not None
+        )
+        return [key for key in ours if key not in self._fences]
+
     async def register(self, url: str | None) -> None:
         """See Leases."""
-        self._shared.urls[self._me] = url
+        self._shared.urls[self.replica_id] = url
 
     async def add(self, key: ThreadKey, sdk_session_id: str) -> SessionMapping:
         """See SessionMap."""
         if key in self._shared.rows:
             raise ThreadMapped
         mapping = SessionMapping(key.thread_id, key.resource_id, sdk_session_id, None, None, 0, _THEN, _THEN)
-        row = self._shared.rows[key] = Row(mapping, self._me, self._shared.next_fence(), None)
+        row = self._shared.rows[key] = Row(mapping, self.replica_id, self._shared.next_fence(), None)
         self._lease(key, row)
         return mapping
 
@@ -130,12 +141,12 @@ class LeasesInMemory:
         if key in self._fences:
             if not self._is_ours(key, row):
                 raise LeaseLost
-        elif row.holder != self._me and self._holder(row).live:
+        elif row.holder != self.replica_id and self._holder(row).live:
             raise LeaseHeld(self._holder(row))
         return row
 
     def _is_ours(self, key: ThreadKey, row: Row) -> bool:
-        return row.holder == self._me and row.fence == self._fences.get(key)
+        return row.holder == self.replica_id and row.fence == self._fences.get(key)
 
     def _holder(self, row: Row) -> Holder:
         live = row.until is not None and row.until > self._shared.now
@@ -143,7 +154,7 @@ class LeasesInMemory:
 
     def _lease(self, key: ThreadKey, row: Row) -> None:
         self._fences[key] = row.fence
-        self._until[key] = row.until = self._shared.now + self._ttl
+        self._until[key] = row.until = self._shared.now + self.seconds
 
     def _forget(self, key: ThreadKey) -> None:
         self._fences.pop(key, None)

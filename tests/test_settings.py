@@ -16,7 +16,7 @@ def test_the_environment_sets_and_an_option_comes_on_top() -> None:
     environ = {"SIDECAR_PORT": "9000", "SIDECAR_HOME": "/data", "PATH": "/bin"}
     assert Settings.load(environ).port == 9000
     assert Settings.load(environ, port=9001, home=None).port == 9001
-    assert Settings.load(environ).database == Path("/data/sidecar.db")
+    assert Settings.load(environ).database_file == Path("/data/sidecar.db")
 
 
 @pytest.mark.parametrize(

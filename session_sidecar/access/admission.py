@@ -8,6 +8,7 @@ the server was started; with tokens everybody says who they are.
 
 import contextlib
 import functools
+import hmac
 import ipaddress
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from session_sidecar.errors import (
     Unauthorized,
     UnrestrictedOnly,
 )
+from session_sidecar.replicas.peers import FORWARDED
 from session_sidecar.settings import LOOPBACK, Settings
 
 PROBES = ("/healthz", "/readyz")
@@ -84,6 +86,7 @@ class Access:
         """Raises SettingsError where there is a tokens file that cannot be used."""
         self._tokens = Tokens(settings.tokens_file) if settings.tokens_file is not None else None
         self._hosts = LOOPBACK | settings.served_hosts
+        self._secret = settings.replica_secret
         self.origins = settings.allowed_origins
 
     @property
@@ -99,9 +102,20 @@ class Access:
                 await stack.enter_async_context(self._tokens.watching())
             yield
 
+    def is_replica(self, headers: Headers) -> bool:
+        """Whether another replica forwards what it has admitted. Raises Unauthorized where the secret is another."""
+        shown = headers.get(FORWARDED)
+        if shown is None:
+            return False
+        if self._secret is None or not hmac.compare_digest(shown.encode(), self._secret.encode()):
+            raise Unauthorized("This is no replica's secret. All replicas need the same SIDECAR_REPLICA_SECRET.")
+        return True
+
     def admit(self, scope: Scope) -> None:
-        """Return if this caller may call at all. Raises ForbiddenHost, ForbiddenOrigin."""
+        """Return if this caller may call at all. Raises ForbiddenHost, ForbiddenOrigin, Unauthorized."""
         headers = Headers(scope=scope)
+        if self.is_replica(headers):
+            return
         server: Any = scope.get("server")
         if not self.asks and not _is_loopback(server and tuple(server)):
             raise ForbiddenHost(
@@ -120,7 +134,7 @@ class Access:
 
     def caller(self, headers: Headers) -> Caller:
         """Who calls, by their token. Raises Unauthorized."""
-        if self._tokens is None:
+        if self._tokens is None or self.is_replica(headers):  # which knows whose the call is
             return Caller()
         scheme, _, text = headers.get("authorization", "").partition(" ")
         token = self._tokens.find(text.strip()) if scheme.lower() == "bearer" else None

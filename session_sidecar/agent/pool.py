@@ -104,6 +104,10 @@ class ProcessPool:
         process.glance()
         return process.is_alive and self._warm[key].state.fits(now, growing=process.at_work)
 
+    def has_any(self, key: ThreadKey) -> bool:
+        """Whether a process is connected to this thread's session, or is just leaving it."""
+        return key in self._warm or key in self._leaving.values()
+
     def at_work(self, key: ThreadKey) -> Fingerprint | None:
         """What was settled of a thread whose process is at work in the background; None where none is."""
         if key not in self._warm:

@@ -133,6 +133,8 @@ def _answer(turn: Turn) -> Response:
     session = cast("TurnSession", told)
     status: Literal["completed", "interrupted"] = "completed" if turn.status == "completed" else "interrupted"
     answer: answers.TurnAnswer = {"session": session, "status": status, "text": text, "result": result}
+    if turn.stored is not None:
+        answer["stored"] = turn.stored
     return Json(answer)
 
 

@@ -16,10 +16,12 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from session_sidecar.access.admission import PROBES, Access
+from session_sidecar.api.forwarding import Forwarded
 from session_sidecar.api.http import services
 from session_sidecar.api.routes import CALLS
 from session_sidecar.errors import (
     BodyTooLarge,
+    HeldElsewhere,
     MessageTooLarge,
     MethodNotAllowed,
     NotFound,
@@ -90,7 +92,25 @@ async def on_any_error(request: Request, error: Exception) -> Response:
     return problem(request, public_error(error))
 
 
+async def on_held_elsewhere(request: Request, error: Exception) -> Response:
+    """The exception handler for a thread that another replica has: it is asked, unless this was forwarded already."""
+    assert isinstance(error, HeldElsewhere)  # noqa: S101 - registered for it
+    of_here = services(request)
+    if of_here.peers is None or error.url is None or of_here.access.is_replica(request.headers):
+        return unreachable(request, error)
+    return Forwarded(request, error, of_here.peers, of_here.tenancy, otherwise=unreachable)
+
+
+def unreachable(request: Request, error: HeldElsewhere) -> Response:
+    """What is answered where a thread is elsewhere, and that cannot be asked."""
+    if error.live:
+        return problem(request, error)
+    # It was there last, and what has ended there is gone with it.
+    return problem(request, error.instead) if error.instead is not None else Response(status_code=204)
+
+
 HANDLERS = {
+    HeldElsewhere: on_held_elsewhere,
     SidecarError: on_sidecar_error,
     SessionMapError: on_store_error,
     HTTPException: on_http_error,

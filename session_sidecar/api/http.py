@@ -16,6 +16,8 @@ from session_sidecar.access.admission import Access, Caller
 from session_sidecar.api.models.bodies import Bodies, validated
 from session_sidecar.errors import InvalidRequest, SidecarError, UnsupportedMediaType
 from session_sidecar.observe.metrics import Metrics
+from session_sidecar.replicas.peers import Peers
+from session_sidecar.replicas.tenancy import Tenancy
 from session_sidecar.sessions.changes import Changes
 from session_sidecar.sessions.reading import Reading
 from session_sidecar.settings import Settings
@@ -36,6 +38,8 @@ class Services:
     changes: Changes
     bodies: Bodies
     metrics: Metrics
+    tenancy: Tenancy
+    peers: Peers | None  # None: there are no other replicas, or this one knows no secret of theirs
 
 
 class Incoming(Generic[M]):
@@ -87,6 +91,8 @@ class Call(Generic[M]):
         asked = _own(caller, await _asked(request, self))
         names = ("thread_id", "resource_id")
         request.state.log.update({name: getattr(asked, name) for name in names if hasattr(asked, name)})
+        if services(request).peers is not None:
+            request.state.asked = asked  # it may have to be asked of another replica
         answer = self.handler(Incoming(request, asked))
         if not self.is_reading:
             return await answer

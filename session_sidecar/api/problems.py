@@ -12,6 +12,13 @@ from session_sidecar.api.http import Call, Nothing
 from session_sidecar.errors import SidecarError
 
 Calls = Callable[[Call[Any]], bool]
+
+
+def _has_the_thread(call: Call[Any]) -> bool:
+    """Whether a call is for the replica that has a thread, where there are several."""
+    return "resource_id" in call.asks.model_fields and (call.method != "GET" or call.path == "/v1/chat")
+
+
 # What is the same for all calls of a kind. Most of it is told before a call is looked at.
 _COMMON: tuple[tuple[Calls, tuple[type[SidecarError], ...]], ...] = (
     (lambda _: True, (errors.ForbiddenHost, errors.ForbiddenOrigin, errors.HeaderTooLarge, errors.InternalError)),
@@ -19,6 +26,7 @@ _COMMON: tuple[tuple[Calls, tuple[type[SidecarError], ...]], ...] = (
     (lambda call: call.admits != "anybody", (errors.Unauthorized,)),
     (lambda call: call.admits == "token" and "resource_id" in call.asks.model_fields, (errors.SessionNotFound,)),
     (lambda call: call.method != "GET", (errors.ReadOnlyToken,)),
+    (_has_the_thread, (errors.HeldElsewhere,)),
     (lambda call: call.admits in {"unrestricted", "metrics"}, (errors.UnrestrictedOnly,)),
     (lambda call: call.asks is not Nothing, (errors.InvalidRequest,)),
     (lambda call: call.has_body, (errors.InvalidJson, errors.UnsupportedMediaType)),

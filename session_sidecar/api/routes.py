@@ -12,7 +12,7 @@ from session_sidecar.api.http import Call, Nothing
 from session_sidecar.api.models import answers, requests
 
 # What a call that looks into transcripts may say, and what of those of one session.
-_TRANSCRIPTS = (errors.TranscriptsUnavailable, errors.ShuttingDown)
+_TRANSCRIPTS = (errors.TranscriptsUnavailable, errors.ShuttingDown, errors.KeyMissing, errors.SealBroken)
 _TRANSCRIPT = (errors.TranscriptMissing, errors.SessionAmbiguous, *_TRANSCRIPTS)
 # What a turn may come to before its readers have an answer, whoever has begun it.
 _TURN = (
@@ -24,6 +24,7 @@ _TURN = (
     errors.NotSaved,
     errors.TurnInterrupted,
     errors.TurnTimeout,
+    errors.LeaseLost,
     errors.TurnLimit,
     errors.AgentStartFailed,
     errors.NotConfigured,

@@ -1,5 +1,6 @@
 """What lists show of a session, stored with its chunks: so a list needs no files."""
 
+import asyncio
 from collections.abc import Sequence
 
 from pydantic import TypeAdapter
@@ -21,7 +22,7 @@ class Outlines:
 
     async def sealed(self, session_id: str, resource_id: str, seal: Seal) -> SealedOutline:
         """The outline of a session whose files are here, to be stored."""
-        (outline,) = await self._history.outlines([session_id])
+        outline = await asyncio.to_thread(self._history.outline, session_id)
         data = seal.seal(place_of(session_id), _METADATA.dump_json(outline))
         return SealedOutline(resource_id, seal.key_id, data)
 

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from session_sidecar.agent.transcripts.files import all_sessions
 from session_sidecar.archive import compare
 from session_sidecar.archive.chunks import CHUNK_BYTES, MAIN, Change, ChunkHead, Chunks
 from session_sidecar.archive.local import Moved, Stamp
@@ -49,11 +50,20 @@ class Archive:
         self._outlines = outlines
         self._sessions: dict[str, _Session] = {}
 
-    async def push(self, session_id: str, key: ThreadKey, fence: int | None, *, settled: int | None = None) -> None:
+    async def push(
+        self,
+        session_id: str,
+        key: ThreadKey,
+        fence: int | None,
+        *,
+        settled: int | None = None,
+        outline: bool = False,
+    ) -> None:
         """Store what is new in a session's files, under the fence of the lease on its thread.
 
         A running CLI may go on writing: what is stored ends with a whole line. At the end of a turn `settled` is the
-        size of its transcript then, and the outline is stored with it. What has not been pulled here is pulled first,
+        size of its transcript then, and the outline is stored with it; with `outline` that is too, where anything is
+        new. What has not been pulled here is pulled first,
         as our own. Raises, with nothing stored, LeaseLost if another has the thread, and TranscriptMissing if the
         transcript is gone from here (both again until it was pulled) or ends before the turn does;
         TranscriptsUnavailable, NotSaved, KeyMissing, SealBroken, StoreUnavailable.
@@ -62,7 +72,7 @@ class Archive:
         async with session.lock:
             for _ in range(_MOST_LOOKS):
                 try:
-                    await self._push(session, session_id, key, fence, settled)
+                    await self._push(session, session_id, key, fence, settled, outline=outline)
                 except Moved:
                     session.seen = {}
                 else:
@@ -94,6 +104,10 @@ class Archive:
                 session.whole = False
             return gone
 
+    async def sessions_here(self) -> set[str]:
+        """The sessions that have a transcript on this machine."""
+        return set(await _in_thread(partial(all_sessions, self._config)))
+
     async def delete(self, session_id: str) -> None:
         """Remove what is stored of a session; its files here are left to whoever removes those."""
         session = self._session(session_id)
@@ -104,7 +118,14 @@ class Archive:
     # --- push
 
     async def _push(
-        self, session: _Session, session_id: str, key: ThreadKey, fence: int | None, settled: int | None
+        self,
+        session: _Session,
+        session_id: str,
+        key: ThreadKey,
+        fence: int | None,
+        settled: int | None,
+        *,
+        outline: bool,
     ) -> None:
         if session.refusal is not None:
             raise session.refusal()
@@ -133,10 +154,11 @@ class Archive:
         if not cuts and not grown and settled is None:
             session.seen = seen
             return
-        outline = await self._outlines.sealed(session_id, key.resource_id, seal) if settled is not None else None
+        shown = settled is not None or outline
+        sealed = await self._outlines.sealed(session_id, key.resource_id, seal) if shown else None
         added: list[ChunkHead] = []
         session.stored = None
-        change = Change(cuts, compare.made(session_id, grown, seal, added), settled, outline)
+        change = Change(cuts, compare.made(session_id, grown, seal, added), settled, sealed)
         if not await self._chunks.write(session_id, key, fence, change):
             session.refusal = LeaseLost
             raise LeaseLost

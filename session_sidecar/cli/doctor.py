@@ -42,8 +42,8 @@ def doctor(ctx: click.Context, *, home: Path | None, fix: bool, as_json: bool) -
         settings = Settings.load(home=home)
     except SettingsError as error:
         raise click.UsageError(str(error)) from None
-    if not settings.database.exists():
-        raise click.UsageError(f"there is no {settings.database}: no sidecar has run here, so name another --home")
+    if not settings.database_file.exists():
+        raise click.UsageError(f"there is no {settings.database_file}: no sidecar has run here, so name another --home")
     asks = fix and not as_json and sys.stdin.isatty()
     try:
         report = asyncio.run(examine(settings, fix=fix, ask=click.confirm if asks else None))

@@ -3,17 +3,51 @@
 One process that owns its home has every thread (`Alone`). Of several replicas one has a thread at a time (`Fleet`).
 """
 
+import contextlib
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 from session_sidecar.agent.transcripts import Revision
 from session_sidecar.agent.transcripts.history import Metadata
-from session_sidecar.errors import HeldElsewhere
+from session_sidecar.errors import HeldElsewhere, LeaseLost
 from session_store import SessionMap, SessionMapping, ThreadKey
+
+
+class Occupants(Protocol):
+    """What this process does on its threads."""
+
+    def is_free(self, key: ThreadKey) -> bool:
+        """Whether no turn and no change has the thread."""
+        ...
+
+    def at_work(self, key: ThreadKey) -> bool:
+        """Whether the thread's process is at work in the background."""
+        ...
+
+    def has_process(self, key: ThreadKey) -> bool:
+        """Whether a process that no turn has is connected to the thread's session."""
+        ...
+
+    def pause(self, key: ThreadKey) -> AbstractAsyncContextManager[None]:
+        """Have the thread for a moment, ahead of those who wait for it."""
+        ...
+
+    async def drop(self, key: ThreadKey) -> None:
+        """See the thread's process gone, if there is one that no turn has."""
+        ...
+
+    async def lose(self, key: ThreadKey) -> None:
+        """Stop what runs on the thread: it is another replica's by now, or may be."""
+        ...
 
 
 class Tenancy(Protocol):
     """Who has which thread. Any call may raise StoreUnavailable, but for those that say that they never fail."""
+
+    def attending(self, occupants: Occupants) -> AbstractAsyncContextManager[None]:
+        """Keep what this process has of threads for as long as the block lasts, with an eye on what is done on them."""
+        ...
 
     async def enter(self, key: ThreadKey) -> SessionMapping | None:
         """Have a thread, and here the transcript that its last holder left; its mapping, None if it is not mapped.
@@ -30,7 +64,8 @@ class Tenancy(Protocol):
     async def save(self, key: ThreadKey, session_id: str, settled: Revision | None) -> bool | None:
         """Store what a turn has written. Whether it is stored by now; None where nothing else is to be stored.
 
-        `settled` is where the turn ended, if it came to a result that is in the transcript. Never fails.
+        `settled` is where the turn ended, if it came to a result that is in the transcript. Raises LeaseLost where it
+        is refused, as another replica has the thread by now; nothing else.
         """
         ...
 
@@ -64,6 +99,10 @@ class Alone:
     def __init__(self, session_map: SessionMap) -> None:
         self._map = session_map
 
+    def attending(self, occupants: Occupants) -> AbstractAsyncContextManager[None]:
+        """See Tenancy."""
+        return contextlib.nullcontext()
+
     async def enter(self, key: ThreadKey) -> SessionMapping | None:
         """See Tenancy."""
         return await self._map.get(key)
@@ -93,3 +132,8 @@ class Alone:
     async def elsewhere(self, key: ThreadKey) -> HeldElsewhere | None:
         """See Tenancy."""
         return None
+
+
+def lost() -> LeaseLost:
+    """What whoever hears a turn is told when its thread is another replica's by now, or may be."""
+    return LeaseLost("The turn was stopped. What it had stored by then is kept. Send the message again.")

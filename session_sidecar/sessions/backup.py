@@ -58,15 +58,15 @@ def back_up(settings: Settings, directory: Path) -> tuple[Backup, list[str]]:
     """
     directory = directory.resolve()
     with _failures(f"{settings.home} cannot be copied to {directory}"):
-        if not settings.database.exists():
-            raise BackupFailed(f"there is no {settings.database}: no sidecar has run here, so name another --home")
+        if not settings.database_file.exists():
+            raise BackupFailed(f"there is no {settings.database_file}: no sidecar has run here, so name another --home")
         check_marked(settings.claude_config)
         _refuse_place(directory, settings.home.resolve())
         directory.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", suffix=".partial", dir=directory.parent))
         try:
             copy = _at(partial)
-            mappings = back_up_session_map(settings.database_url, copy.database)
+            mappings = back_up_session_map(settings.database_url, copy.database_file)
             copy_files(settings.workspace, copy.workspace)
             copy_config(settings.claude_config, copy.claude_config)
             size = Size.of(copy.workspace, copy.claude_config)
@@ -100,14 +100,14 @@ def restore(settings: Settings, directory: Path) -> Backup:
         if Size.of(copy.workspace, copy.claude_config) != Size(backup.files, backup.bytes):
             raise BackupFailed(f"{directory} does not hold what was backed up: take another copy of it")
         settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if settings.database.exists() or all_sessions(settings.claude_config):
+        if settings.database_file.exists() or all_sessions(settings.claude_config):
             raise BackupFailed(
                 f"{settings.home} holds conversations, or what a restore has left that was broken off: stop the "
                 "sidecar, move the directory away, or name another --home"
             )
         with reserved_session_map(settings.database_url) as put_back:
             unmark(settings.claude_config)
-            put_back(copy.database)
+            put_back(copy.database_file)
             copy_files(copy.workspace, settings.workspace)
             copy_config(copy.claude_config, settings.claude_config)
             sync(settings.home)

@@ -8,6 +8,7 @@ from session_sidecar.agent.transcripts.files import is_session_id
 from session_sidecar.agent.transcripts.history import History
 from session_sidecar.agent.transcripts.transcripts import Transcripts
 from session_sidecar.errors import (
+    HeldElsewhere,
     InvalidRequest,
     SessionBusy,
     SessionTaken,
@@ -16,6 +17,7 @@ from session_sidecar.errors import (
     ThreadExists,
     TranscriptMissing,
 )
+from session_sidecar.replicas.peers import Peers
 from session_sidecar.replicas.tenancy import Tenancy
 from session_sidecar.sessions.reading import Reading, Session
 from session_sidecar.settings import Settings
@@ -39,6 +41,7 @@ class Changes:
         history: History,
         reading: Reading,
         turns: Turns,
+        peers: Peers | None,
         settings: Settings,
     ) -> None:
         self._map = session_map
@@ -47,6 +50,7 @@ class Changes:
         self._history = history
         self._reading = reading
         self._turns = turns
+        self._peers = peers
         self._claude_config = settings.claude_config
 
     async def forget(
@@ -92,11 +96,22 @@ class Changes:
             )
         count = 0
         for key in busy:  # some are about to make their mapping
-            count += await self.forget(key, transcript=transcripts, force=force)
+            count += await self._forget_anywhere(key, transcript=transcripts, force=force)
         while rows := await self._map.page(resource_id, limit=BATCH, descending=False):
             for row in rows:
-                count += await self.forget(row.key, transcript=transcripts, force=force)
+                count += await self._forget_anywhere(row.key, transcript=transcripts, force=force)
         return count
+
+    async def _forget_anywhere(self, key: ThreadKey, *, transcript: bool, force: bool) -> bool:
+        """`forget` by the replica that has the thread. Raises ThreadBusy, and HeldElsewhere where that does not."""
+        try:
+            return await self.forget(key, transcript=transcript, force=force)
+        except HeldElsewhere as there:
+            if not force:
+                raise ThreadBusy(_BUSY_ELSEWHERE, retry_after=1) from None
+            if self._peers is None or not await self._peers.forget(there, key, transcript=transcript, force=force):
+                raise
+            return True
 
     async def describe(self, key: ThreadKey, changes: dict[str, str | None]) -> Session:
         """Set a session's `title` or `tag`, or both: see `History.describe`. The session as it is then.
@@ -141,4 +156,5 @@ class Changes:
             return Session(added, running=False), True
 
 
+_BUSY_ELSEWHERE = "A turn runs on it. What came before it is removed. Wait, or send `force=true` to stop it."
 _DELETED = ThreadDeleted("Its turns were stopped. Send the message again to begin the thread anew.")

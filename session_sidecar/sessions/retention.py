@@ -11,7 +11,7 @@ import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 
-from session_sidecar.errors import SidecarError, ThreadBusy
+from session_sidecar.errors import HeldElsewhere, SidecarError, ThreadBusy
 from session_sidecar.sessions.changes import Changes
 from session_sidecar.settings import Settings
 from session_store import SessionMap, SessionMapError
@@ -68,7 +68,7 @@ async def sweep(session_map: SessionMap, changes: Changes, settings: Settings) -
             if row.updated_at < limit:
                 try:
                     removed += await changes.forget(row.key, transcript=with_transcripts, version=row.version)
-                except ThreadBusy:
+                except (ThreadBusy, HeldElsewhere):
                     busy += 1
         if rows[-1].created_at >= limit:
             break  # all that follow are younger

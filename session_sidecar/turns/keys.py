@@ -14,6 +14,7 @@ from collections.abc import Awaitable
 from dataclasses import astuple, fields
 
 from session_sidecar.errors import IdempotencyMismatch, ReplayGone
+from session_sidecar.replicas.tenancy import Tenancy
 from session_sidecar.settings import Settings
 from session_sidecar.turns.ending import PATIENCE_SECONDS
 from session_sidecar.turns.turn import Turn, TurnRequest
@@ -28,19 +29,29 @@ SWEEP_SECONDS = 60.0
 class Keys:
     """The keys that turns have taken. Turns without one cost nothing here."""
 
-    def __init__(self, turn_keys: TurnKeys, settings: Settings) -> None:
+    def __init__(self, turn_keys: TurnKeys, tenancy: Tenancy, settings: Settings) -> None:
         self._rows = turn_keys
+        self._tenancy = tenancy
         # The sidecar may be killed at any moment: from its beginning on, a key outlives the longest turn.
         self._longest = settings.turn_seconds + KEY_SECONDS
         self._sweep_at = 0.0
 
     async def take(self, turn: Turn) -> None:
-        """Take a turn's key, if it has one. Raises IdempotencyMismatch, ReplayGone."""
+        """Take a turn's key, if it has one.
+
+        Raises IdempotencyMismatch; ReplayGone, or HeldElsewhere where another replica may hold what it began.
+        """
         if (key := _key(turn)) is None:
             return
         earlier = await self._rows.take(key, turn.digest, turn.id, seconds=self._longest)
-        if earlier is not None:
-            raise mismatch() if earlier.digest != turn.digest else gone(earlier.turn_id)
+        if earlier is None:
+            return
+        if earlier.digest != turn.digest:
+            raise mismatch()
+        if there := await self._tenancy.elsewhere(turn.request.key):
+            there.instead = gone(earlier.turn_id)
+            raise there
+        raise gone(earlier.turn_id)
 
     async def give_back(self, turn: Turn) -> None:
         """Free the key of a turn that never reached the agent, before anybody is told: the retry may run it."""

@@ -143,6 +143,10 @@ class Processes:
         """Close the thread's process, if one is connected, and see it gone: its transcript is about to change."""
         await self._pool.drop(key)
 
+    def has(self, key: ThreadKey) -> bool:
+        """Whether a process of the thread is kept, or is just leaving."""
+        return self._pool.has_any(key)
+
     def settled(self, key: ThreadKey) -> Revision | None:
         """Where the last turn ended in the transcript of a thread whose process is at work; else None."""
         state = self._pool.at_work(key)

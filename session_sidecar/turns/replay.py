@@ -88,11 +88,7 @@ class Replay:
         Raises ReplayGone for one that is not held, IdempotencyMismatch for one that something else has begun.
         """
         if turn is None:
-            raise ReplayGone(
-                "The turn that `Last-Event-ID` names is no longer held, and nothing was started. Read its answer from "
-                "the session's messages; to send the message once more, leave the header out.",
-                turn_id=turn_id,
-            )
+            raise replay_gone(turn_id)
         if turn.digest != digest(request):
             raise IdempotencyMismatch("`Last-Event-ID` names a turn that another body has begun. Leave the header out.")
         return turn
@@ -229,6 +225,15 @@ class Replay:
         if oldest is not None:
             turn = self._attempts.pop(oldest).turn
             self._tidy([turn] if turn is not None else [])
+
+
+def replay_gone(turn_id: str) -> ReplayGone:
+    """What a reader is told who comes back to a turn that is held nowhere."""
+    return ReplayGone(
+        "The turn that `Last-Event-ID` names is no longer held, and nothing was started. Read its answer from the "
+        "session's messages; to send the message once more, leave the header out.",
+        turn_id=turn_id,
+    )
 
 
 def _key(request: TurnRequest) -> _Key:

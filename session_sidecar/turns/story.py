@@ -9,8 +9,8 @@ from typing import Literal
 from session_sidecar.agent.agents import Launch
 from session_sidecar.agent.messages import Message, is_init, says_session
 from session_sidecar.agent.process import AgentProcess, Prompt
-from session_sidecar.agent.transcripts import NOTHING
-from session_sidecar.errors import AgentFailed, SessionNotFound, public_error
+from session_sidecar.agent.transcripts import NOTHING, Revision
+from session_sidecar.errors import AgentFailed, LeaseLost, SessionNotFound, public_error
 from session_sidecar.observe.metrics import Metrics
 from session_sidecar.replicas.tenancy import Tenancy
 from session_sidecar.settings import Settings
@@ -165,7 +165,7 @@ class Story:
             mapping, saved = None, None
             if turn.result is not None:
                 saved = await self._after.saved(turn)
-                turn.stored = await self._tenancy.save(turn.request.key, turn.session_id or "", saved)
+                turn.stored = await self._stored(turn, saved)
                 if turn.stored is not False:  # else nothing answers there, and readers wait for their `end`
                     mapping = await self._after.note_end(turn)
                 self._publish_end(turn)
@@ -185,6 +185,14 @@ class Story:
                 self._exclusion.leave(turn)
                 self._note(turn, exit=process.exit_status if process is not None else None)
             await self._keys.ended(turn)
+
+    async def _stored(self, turn: Turn, saved: Revision | None) -> bool | None:
+        """Whether others can go on from here by now; the turn has failed if they have gone on without it."""
+        try:
+            return await self._tenancy.save(turn.request.key, turn.session_id or "", saved)
+        except LeaseLost as error:
+            turn.error = error
+            return False
 
     def _note(self, turn: Turn, **more: object) -> None:
         """Log how a turn has ended, and count it."""

@@ -201,7 +201,7 @@ class Turn:
     def end(self) -> None:
         """Settle how the turn ended, and publish that."""
         error = self.error or (failure_of(self.result, self._last_retry, self._said_error) if self.result else None)
-        if isinstance(self.error, NotSaved):
+        if isinstance(self.error, (NotSaved, LeaseLost)):
             self.status = "failed"
         elif error is None and self.result is not None:
             self.status = "completed"

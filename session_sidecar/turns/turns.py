@@ -9,15 +9,23 @@ from session_sidecar.agent.agents import Agents
 from session_sidecar.agent.process import AgentProcess
 from session_sidecar.agent.tasks import Tasks
 from session_sidecar.agent.transcripts.transcripts import Transcripts
-from session_sidecar.errors import SessionNotFound, ShuttingDown, SidecarError, TooManyTurns, TooManyTurnsOfResource
+from session_sidecar.errors import (
+    HeldElsewhere,
+    SessionNotFound,
+    ShuttingDown,
+    SidecarError,
+    TooManyTurns,
+    TooManyTurnsOfResource,
+)
 from session_sidecar.observe.metrics import Load
 from session_sidecar.observe.tracing import in_a_span
 from session_sidecar.replicas.tenancy import Tenancy
 from session_sidecar.settings import Settings
 from session_sidecar.turns.exclusion import Exclusion
+from session_sidecar.turns.occupancy import Occupancy
 from session_sidecar.turns.plan import Planner
 from session_sidecar.turns.processes import Processes
-from session_sidecar.turns.replay import Replay
+from session_sidecar.turns.replay import Replay, replay_gone
 from session_sidecar.turns.story import Story
 from session_sidecar.turns.turn import Turn, TurnRequest
 from session_sidecar.turns.warming import Warming
@@ -58,6 +66,8 @@ class Turns:
         self._tasks = Tasks()
         self._leaving = Tasks()  # threads that were held are being let go of
         self._closing = False
+        self.occupancy = Occupancy(exclusion, processes)
+        """What is done on which thread here."""
         processes.on_turn(self._begin_background)
 
     @property
@@ -107,7 +117,12 @@ class Turns:
 
         Raises ReplayGone, IdempotencyMismatch, HeldElsewhere.
         """
-        return self._replay.again(request, await self.rejoin(request.key, turn_id), turn_id)
+        try:
+            turn = await self.rejoin(request.key, turn_id)
+        except HeldElsewhere as there:
+            there.instead = replay_gone(turn_id)
+            raise
+        return self._replay.again(request, turn, turn_id)
 
     def _held(self, key: ThreadKey, turn_id: str) -> Turn | None:
         on_thread = self._exclusion.turns(key)

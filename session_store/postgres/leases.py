@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 from session_store.errors import StoreUnavailable
-from session_store.leases import GRACE_SECONDS, TTL_SECONDS, Holder, Lease, LeaseHeld
+from session_store.leases import GRACE_SECONDS, TTL_SECONDS, Holder, Lease, LeaseHeld, boot_time
 from session_store.mapping import SessionMapping, ThreadKey, moment
 from session_store.postgres.database import Database, Parameters
 from session_store.postgres.pages import COLUMNS
@@ -66,10 +66,14 @@ RETURNING fence
 """  # noqa: S608 - all of it is ours
 
 HOLDERS = """
-SELECT thread_id, resource_id, holder, url, coalesce(lease_until > clock_timestamp(), FALSE)
+SELECT thread_id, resource_id, holder, url, coalesce(lease_until > clock_timestamp(), FALSE), settled
 FROM unnest(%(resource_ids)s::text[], %(thread_ids)s::text[]) AS asked (resource_id, thread_id)
     JOIN session_mappings USING (resource_id, thread_id) LEFT JOIN replicas ON id = holder
 WHERE holder IS NOT NULL
+"""
+
+LEFT_BEHIND = """
+SELECT thread_id, resource_id FROM session_mappings WHERE holder = %(me)s AND lease_until IS NOT NULL
 """
 
 REGISTER = """
@@ -132,9 +136,23 @@ class PostgresLeases:
         """See Leases."""
         rows = await self._rows("holders", HOLDERS, _columns(keys))
         return {
-            ThreadKey(thread_id, resource_id): Holder(str(holder), url, live)
-            for thread_id, resource_id, holder, url, live in rows
+            ThreadKey(thread_id, resource_id): Holder(str(holder), url, live, settled)
+            for thread_id, resource_id, holder, url, live, settled in rows
         }
+
+    @property
+    def seconds(self) -> float:
+        """See Leases."""
+        return self._ttl
+
+    def fence(self, key: ThreadKey) -> int | None:
+        """See Leases."""
+        return self._fences.get(key)
+
+    async def left_behind(self) -> list[ThreadKey]:
+        """See Leases."""
+        rows = await self._rows("left_behind", LEFT_BEHIND, {})
+        return [key for key in (ThreadKey(*row) for row in rows) if key not in self._fences]
 
     def held(self) -> dict[ThreadKey, float]:
         """See Leases."""
@@ -199,8 +217,3 @@ def mapping_of(columns: Any) -> SessionMapping:
 def _columns(keys: Iterable[ThreadKey]) -> dict[str, Any]:
     keys = list(keys)
     return {"thread_ids": [key.thread_id for key in keys], "resource_ids": [key.resource_id for key in keys]}
-
-
-def boot_time() -> float:
-    """Seconds since this machine was started."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)  # it goes on while the machine sleeps

@@ -6,11 +6,11 @@ Whatever writes is one statement that commits by itself, and carries the fence o
 from typing import Any, Self
 
 from session_store.errors import ThreadMapped
-from session_store.leases import GRACE_SECONDS, TTL_SECONDS, Holder, LeaseHeld, LeaseLost
+from session_store.leases import GRACE_SECONDS, TTL_SECONDS, Holder, LeaseHeld, LeaseLost, boot_time
 from session_store.mapping import LAST_MOMENT, Cursor, SessionMapping, ThreadKey
 from session_store.postgres import pages
 from session_store.postgres.database import Database
-from session_store.postgres.leases import CHANGED, KEY, LEASED, PostgresLeases, boot_time, mapping_of, of
+from session_store.postgres.leases import CHANGED, KEY, LEASED, PostgresLeases, mapping_of, of
 from session_store.postgres.pages import COLUMNS
 
 NOW = "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint"

@@ -115,7 +115,7 @@ class History:
         await self._transcripts.check()
         session_ids = list(session_ids)
         await self._readers.short(files.look_for, self._projects, session_ids)
-        return [await self._readers.short(self._outline, session_id) for session_id in session_ids]
+        return [await self._readers.short(self.outline, session_id) for session_id in session_ids]
 
     async def find(self, session_id: str, message_id: str) -> Glimpse | None:
         """A message of a session, on whatever branch; in a fork also by the ID that its parent knows it by."""
@@ -155,13 +155,14 @@ class History:
 
     def _outline_and_files(self, session_id: str) -> tuple[Metadata, list[Path]]:
         """What can be told at once, and what has to be read for the rest."""
-        outline = self._outline(session_id)
+        outline = self.outline(session_id)
         path = self._find(session_id) if outline.transcript == "present" else None
         if path is None:
             return outline, []
         return outline, [path, *sorted(path.with_suffix("").glob("subagents/**/*.jsonl"))]
 
-    def _outline(self, session_id: str) -> Metadata:
+    def outline(self, session_id: str) -> Metadata:
+        """What head and tail of the file tell. It blocks, and needs no reader: the end of a turn waits for nobody."""
         try:
             path = files.recall(self._projects, session_id)
         except SessionAmbiguous:

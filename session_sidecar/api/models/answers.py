@@ -5,7 +5,7 @@
 
 import json
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Literal, NewType
+from typing import TYPE_CHECKING, Any, Literal, NewType, NotRequired
 
 from typing_extensions import TypedDict
 
@@ -27,6 +27,7 @@ class TurnAnswer(TypedDict):
     status: Literal["completed", "interrupted"]
     text: str
     result: Json | None
+    stored: NotRequired[bool]  # whether the database has it by now, where that keeps transcripts
 
 
 class Interrupted(TypedDict):

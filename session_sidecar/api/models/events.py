@@ -58,6 +58,7 @@ class EndEvent(TypedDict):
     status: Literal["completed", "interrupted", "failed"]
     sdk_session_id: str
     error: ProblemDetails | None
+    stored: NotRequired[bool]  # whether the database has it by now, where that keeps transcripts
 
 
 class SdkMessage(TypedDict):

@@ -1,0 +1,145 @@
+"""One of several replicas: it has a thread by a lease, and its transcript by what the last holder has stored of it.
+
+A lease is had from before a thread is looked at until all that was written is stored and nothing is at work any more.
+Until then the files here are the only ones that have it, so nobody else gets the thread. A lease that could not be
+renewed in time is taken for lost: what runs on its thread is stopped, and the database refuses what it still writes.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterable, Sequence
+from weakref import WeakValueDictionary
+
+from session_sidecar.agent.tasks import Tasks
+from session_sidecar.agent.transcripts import Revision
+from session_sidecar.agent.transcripts.history import Metadata
+from session_sidecar.archive.outlines import Outlines
+from session_sidecar.errors import HeldElsewhere
+from session_sidecar.replicas.keeping import Keeping
+from session_sidecar.replicas.outbox import Outbox
+from session_sidecar.replicas.tenancy import Occupants, lost
+from session_store import SessionMap, SessionMapError, SessionMapping, ThreadKey
+from session_store.leases import Holder, LeaseHeld, Leases
+
+SAVE_SECONDS = 1.0  # what the end of a turn waits for its transcript to be stored
+
+
+class Fleet:
+    """The threads that this replica has; see Tenancy. `keeping.Keeping` is what goes on beside these calls."""
+
+    def __init__(self, session_map: SessionMap, leases: Leases, outbox: Outbox, outlines: Outlines) -> None:
+        self.map = session_map
+        self.leases = leases
+        self.outbox = outbox
+        self._outlines = outlines
+        self._occupants: Occupants | None = None
+        self._locks: WeakValueDictionary[ThreadKey, asyncio.Lock] = WeakValueDictionary()
+        self._tasks = Tasks()
+
+    @contextlib.asynccontextmanager
+    async def attending(self, occupants: Occupants) -> AsyncIterator[None]:
+        """See Tenancy. At the end all is stored and released, as far as that is done before the leases run out."""
+        self._occupants = occupants
+        async with Keeping(self, occupants):
+            yield
+        await self._tasks.ended()
+
+    async def enter(self, key: ThreadKey) -> SessionMapping | None:
+        """See Tenancy."""
+        try:
+            async with self.changing(key):
+                lease = await self.leases.acquire(key)
+        except LeaseHeld as held:
+            raise HeldElsewhere(key, held.holder.url, live=True) from None  # until its grace is over, too
+        if lease is None:
+            return None
+        session_id = lease.mapping.sdk_session_id
+        try:
+            if not lease.was_ours and self._occupants is not None:
+                await self._occupants.drop(key)  # it knows less than what comes now
+            self.outbox.use(session_id, key)
+            await self.outbox.archive.pull(session_id, key.resource_id, ours=lease.was_ours)
+        except BaseException:
+            await asyncio.shield(self._tasks.own(self._release(key)))
+            raise
+        return lease.mapping
+
+    async def leave(self, key: ThreadKey) -> None:
+        """See Tenancy."""
+        if not self._has(key) or (self._occupants is not None and self._occupants.at_work(key)):
+            return
+        leaving = self._tasks.own(self._store_all(key))
+        await asyncio.wait([leaving], timeout=SAVE_SECONDS)
+        # While it is not stored yet, this replica keeps the thread; `Keeping` comes back to it.
+        if leaving.done() and leaving.result():
+            await asyncio.wait([self._tasks.own(self._release(key))], timeout=SAVE_SECONDS)
+
+    async def let_go(self, key: ThreadKey) -> None:
+        """Store and release a thread that nobody here has any more, while `changing` keeps others off. Never fails."""
+        if await self._store_all(key):
+            await self._release(key)
+
+    async def save(self, key: ThreadKey, session_id: str, settled: Revision | None) -> bool | None:
+        """See Tenancy."""
+        self.outbox.ended(key, session_id, settled)
+        saving = self._tasks.own(self.outbox.push(key, session_id))
+        await asyncio.wait([saving], timeout=SAVE_SECONDS)
+        if saving.done() and saving.result() == "refused":
+            raise lost()
+        return saving.done() and saving.result() == "stored"
+
+    async def look(self, mapping: SessionMapping) -> Revision | None:
+        """See Tenancy."""
+        key = mapping.key
+        if key in self.leases.held():
+            return None
+        holder = (await self.leases.holders([key])).get(key)
+        async with self.changing(key):  # a turn that comes to the thread now waits for the files to be there
+            if key not in self.leases.held():
+                self.outbox.use(mapping.sdk_session_id, key)
+                ours = holder is None or not self._is_another(holder)
+                await self.outbox.archive.pull(mapping.sdk_session_id, key.resource_id, ours=ours)
+        return Revision(holder.settled) if holder is not None and holder.live else None
+
+    async def outlines(self, mappings: Sequence[SessionMapping]) -> list[Metadata] | None:
+        """See Tenancy."""
+        return await self._outlines.read([mapping.sdk_session_id for mapping in mappings])
+
+    async def erase(self, session_id: str) -> None:
+        """See Tenancy."""
+        await self.outbox.archive.delete(session_id)
+
+    async def running(self, keys: Iterable[ThreadKey]) -> set[ThreadKey]:
+        """See Tenancy."""
+        keys = list(keys)
+        holders = await self.leases.holders(keys) if keys else {}
+        return {key for key, holder in holders.items() if holder.live and self._is_another(holder)}
+
+    async def elsewhere(self, key: ThreadKey) -> HeldElsewhere | None:
+        """See Tenancy."""
+        holder = (await self.leases.holders([key])).get(key)
+        if holder is None or not self._is_another(holder):
+            return None
+        return HeldElsewhere(key, holder.url, live=holder.live)
+
+    def changing(self, key: ThreadKey) -> asyncio.Lock:
+        """For whoever is about to get a lease here, to release one, or to write to a thread's files without one."""
+        return self._locks.setdefault(key, asyncio.Lock())
+
+    def _has(self, key: ThreadKey) -> bool:
+        """Whether there is a lease to be released: a lost one too, to be forgotten."""
+        return key in self.leases.held() or self.leases.fence(key) is not None
+
+    def _is_another(self, holder: Holder) -> bool:
+        return holder.replica_id != self.leases.replica_id
+
+    async def _store_all(self, key: ThreadKey) -> bool:
+        """Store what there is of a thread; whether it may be released now. Never fails."""
+        with contextlib.suppress(SessionMapError):  # the database has logged what it is
+            mapping = await self.map.get(key)
+            return mapping is None or await self.outbox.push(key, mapping.sdk_session_id, outline=True) != "late"
+        return False
+
+    async def _release(self, key: ThreadKey) -> None:
+        with contextlib.suppress(SessionMapError):
+            await self.leases.release(key)

@@ -1,0 +1,65 @@
+"""The other replicas, asked over HTTP for what is theirs to answer: once, and with a secret that all of them have."""
+
+import contextlib
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+import httpx2
+
+from session_sidecar.errors import HeldElsewhere
+from session_store import ThreadKey
+
+FORWARDED = "X-Sidecar-Forwarded"
+"""The header that says that a replica asks, by the secret; what has it is not forwarded again."""
+
+_CONNECT_SECONDS = 2.0
+_CALL_SECONDS = 30.0  # for a change that is answered once: turns are stopped before it
+
+
+class Peers:
+    """Calls to other replicas. Use it as a context."""
+
+    def __init__(self, secret: str) -> None:
+        # How long a turn is silent is its own affair; whether its replica lives, its lease tells.
+        timeout = httpx2.Timeout(None, connect=_CONNECT_SECONDS)
+        limits = httpx2.Limits(max_connections=None, max_keepalive_connections=20)
+        self._http = httpx2.AsyncClient(headers={FORWARDED: secret}, timeout=timeout, limits=limits, trust_env=False)
+
+    async def __aenter__(self) -> "Peers":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._http.aclose()
+
+    @contextlib.asynccontextmanager
+    async def asked(
+        self, there: HeldElsewhere, method: str, path: str, *, headers: Mapping[str, str], **what: Any
+    ) -> AsyncIterator[httpx2.Response]:
+        """The answer of the replica that has a thread, as it comes; `what` is the body or the query.
+
+        Raises HeldElsewhere if it cannot be reached or breaks off, also out of the block that reads its answer.
+        """
+        if there.url is None:
+            raise there.again()
+        try:
+            asking = self._http.build_request(method, there.url.rstrip("/") + path, headers=headers, **what)
+            answer = await self._http.send(asking, stream=True)
+            try:
+                yield answer
+            finally:
+                await answer.aclose()
+        except httpx2.HTTPError:
+            raise there.again() from None
+
+    async def forget(self, there: HeldElsewhere, key: ThreadKey, *, transcript: bool, force: bool) -> bool:
+        """Have the replica that has a thread delete it; whether it has. Raises HeldElsewhere if it cannot be asked."""
+        asked = {
+            "thread_id": key.thread_id,
+            "resource_id": key.resource_id,
+            "transcript": "delete" if transcript else "keep",
+            "force": force,
+        }
+        async with self.asked(
+            there, "DELETE", "/v1/session", headers={}, params=asked, timeout=_CALL_SECONDS
+        ) as answer:
+            return answer.is_success

@@ -1,0 +1,281 @@
+"""Several replicas, one truth: whichever of them is asked, a thread is one conversation, with one turn at a time."""
+
+import asyncio
+import signal
+
+import httpx
+import pytest
+
+from tests.faults import FaultyModel
+from tests.replicas import LEASE_SECONDS, SECRET, Make, Replica, get, let_go, messages
+
+THREAD = {"thread_id": "t", "resource_id": "alice"}
+
+
+@pytest.mark.parametrize("warm", [False, True], ids=["cold", "warm"])
+async def test_a_conversation_goes_on_on_whichever_replica_it_lands(some_replicas: Make, warm: bool) -> None:
+    async with some_replicas(2, warm=warm) as replicas:
+        for number in range(1, 6):
+            assert f"You have said {number} thing" in await replicas.any.say("t", f"thing {number}")
+        for replica in replicas.members:
+            told = [text for role, text in await messages(replica, "t") if role == "user"]
+            assert told == [f"thing {number}" for number in range(1, 6)]
+
+
+async def test_a_replica_that_has_the_thread_again_keeps_its_process(some_replicas: Make) -> None:
+    async with some_replicas(2, warm=True) as replicas:
+        for message in ("one", "two"):
+            await replicas[0].say("t", message)
+        await let_go(replicas[1], "t")
+        await replicas[1].say("t", "three")
+        await let_go(replicas[0], "t")
+        await replicas[0].say("t", "four")
+        await replicas[0].until_logged("turn", process="cold")
+        came = [line["process"] for line in replicas[0].logged("turn")]
+    assert came == ["spare", "warm", "cold"]
+
+
+async def test_the_end_of_a_turn_says_that_it_is_stored(some_replicas: Make) -> None:
+    async with some_replicas(1) as replicas:
+        async with replicas[0].stream("t", "hello") as stream:
+            end = (await stream.rest())[-1].data
+        assert (await replicas[0].chat("t", "again")).json()["stored"] is True
+    assert (end["status"], end["stored"]) == ("completed", True)
+
+
+async def test_a_turn_that_runs_elsewhere_makes_the_thread_busy_everywhere(
+    some_replicas: Make, model: FaultyModel
+) -> None:
+    async with some_replicas(2) as (one, other):
+        async with one.stream("t", "[[hold 1]]") as stream:
+            await stream.until_text()
+            busy = await other.chat("t", "me too")
+            assert (busy.status_code, busy.json()["code"]) == (409, "thread_busy")
+            assert (await get(other, "/v1/session", "t", metadata="false")).json()["status"] == "running"
+            listed = await other.http.get("/v1/sessions", params={"resource_id": "alice"})
+            assert [session["status"] for session in listed.json()["data"]] == ["running"]
+            model.release()
+            await stream.rest()
+        assert "You have said 2 things" in await other.say("t", "now")
+
+
+async def test_a_turn_can_be_joined_from_any_replica_while_it_runs_and_after_it(
+    some_replicas: Make, model: FaultyModel
+) -> None:
+    async with some_replicas(2) as (one, other):
+        async with one.stream("t", "[[hold 1]] joined") as stream:
+            await stream.until_text()
+            last = stream.events[-1].id
+            async with other.rejoin("t", after=last) as joined:
+                model.release()
+                events = await joined.rest()
+            await stream.rest()
+        assert [event.id for event in events] == [event.id for event in stream.events][-len(events) :]
+        assert events[-1].name == "end"
+        async with other.rejoin("t") as again:
+            assert [event.id for event in await again.rest()] == [event.id for event in stream.events]
+        async with other.rejoin("t", after=events[-1].id) as over:
+            assert over.response.status_code == 204
+
+
+async def test_a_turn_can_be_stopped_from_any_replica(some_replicas: Make) -> None:
+    async with some_replicas(2) as (one, other), one.stream("t", "[[hold 1]]") as stream:
+        await stream.until_text()
+        stopped = await other.http.post("/v1/chat/interrupt", json=THREAD)
+        assert (stopped.status_code, stopped.json()["status"]) == (200, "interrupted")
+        assert (await stream.rest())[-1].data["status"] == "interrupted"
+
+
+async def test_a_message_waits_for_its_turn_on_another_replica(some_replicas: Make, model: FaultyModel) -> None:
+    async with some_replicas(2) as (one, other):
+        async with one.stream("t", "first [[hold 1]]") as stream:
+            await stream.until_text()
+            waiting = asyncio.create_task(other.say("t", "second", multitask_strategy="enqueue"))
+            await other.settle()
+            model.release()
+            await stream.rest()
+        assert "You have said 2 things" in await waiting
+
+
+async def test_a_message_can_take_over_from_a_turn_on_another_replica(some_replicas: Make) -> None:
+    async with some_replicas(2) as (one, other), one.stream("t", "first [[hold 1]]") as stream:
+        await stream.until_text()
+        assert "last: second" in await other.say("t", "second", multitask_strategy="interrupt")
+        assert (await stream.rest())[-1].data["status"] == "interrupted"
+
+
+async def test_a_thread_is_forked_on_any_replica_with_and_without_a_message(some_replicas: Make) -> None:
+    async with some_replicas(2) as (one, other):
+        await one.say("t", "I am Ada")
+        fork = {"resource_id": "alice", "from_thread_id": "t"}
+        made = await other.http.post("/v1/chat/fork", json={**fork, "thread_id": "copy"})
+        assert made.status_code == 201
+        assert "First: I am Ada" in await one.say("copy", "who?")
+        said = await other.post("/v1/chat/fork", "branch", from_thread_id="t", message="and I?")
+        assert "First: I am Ada" in said.json()["text"]
+        taken = await one.http.post("/v1/chat/fork", json={**fork, "thread_id": "branch"})
+        assert (taken.status_code, taken.json()["code"]) == (409, "thread_exists")
+        assert "You have said 2 things" in await one.say("t", "still me")
+
+
+async def test_a_fork_of_a_turn_that_runs_elsewhere_has_what_came_before_it(
+    some_replicas: Make, model: FaultyModel
+) -> None:
+    async with some_replicas(2) as (one, other):
+        await one.say("t", "I am Ada")
+        async with one.stream("t", "[[hold 1]] a secret") as stream:
+            await stream.until_text()
+            fork = {"resource_id": "alice", "from_thread_id": "t", "thread_id": "copy"}
+            assert (await other.http.post("/v1/chat/fork", json=fork)).status_code == 201
+            assert [text for role, text in await messages(other, "copy") if role == "user"] == ["I am Ada"]
+            model.release()
+            await stream.rest()
+
+
+async def test_titles_and_lists_are_the_same_everywhere(some_replicas: Make) -> None:
+    async with some_replicas(2) as (one, other):
+        await one.say("t", "I am Ada")
+        titled = await other.http.patch("/v1/session", json={**THREAD, "title": "About Ada", "tag": "people"})
+        assert titled.status_code == 200
+        for replica in (one, other):
+            found = (await get(replica, "/v1/session", "t")).json()["metadata"]
+            assert (found["title"], found["tag"], found["message_count"]) == ("About Ada", "people", 2)
+            listed = await replica.http.get("/v1/sessions", params={"resource_id": "alice", "include": "metadata"})
+            (session,) = listed.json()["data"]
+            assert session["metadata"]["title"] == "About Ada"
+            assert session["metadata"]["first_prompt"] == "I am Ada"
+
+
+async def test_a_deletion_stops_the_turn_wherever_it_runs_and_leaves_nothing(some_replicas: Make) -> None:
+    async with some_replicas(2) as (one, other), one.stream("t", "[[hold 1]]") as stream:
+        await stream.until_text()
+        refused = await other.http.delete("/v1/session", params=THREAD)
+        assert (refused.status_code, refused.json()["code"]) == (409, "thread_busy")
+        query = {**THREAD, "transcript": "delete", "force": "true"}
+        assert (await other.http.delete("/v1/session", params=query)).status_code == 204
+        assert (await stream.rest())[-1].data["error"]["code"] == "thread_deleted"
+        assert (await get(one, "/v1/session", "t")).status_code == 404
+
+
+async def test_a_resource_is_erased_wherever_its_turns_run(some_replicas: Make) -> None:
+    async with some_replicas(2) as (one, other), one.stream("t", "[[hold 1]]") as stream:
+        await stream.until_text()
+        await other.say("u", "hello")
+        query = {"resource_id": "alice", "transcript": "delete"}
+        busy = await other.http.delete("/v1/sessions", params=query)
+        assert (busy.status_code, busy.json()["code"]) == (409, "thread_busy")
+        gone = await other.http.delete("/v1/sessions", params={**query, "force": "true"})
+        assert gone.status_code == 200
+        await stream.rest()
+        for replica in (one, other):
+            assert (await replica.http.get("/v1/sessions", params={"resource_id": "alice"})).json()["data"] == []
+
+
+async def test_of_many_first_messages_at_once_on_all_replicas_one_runs(some_replicas: Make, model: FaultyModel) -> None:
+    async with some_replicas(3) as replicas:
+        asking = {asyncio.create_task(replicas.any.chat("t", f"[[hold 1]] {number}")) for number in range(12)}
+        waiting = asking
+        while len(waiting) > 1:
+            _, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        await model.requested()
+        model.release()
+        answers = await asyncio.gather(*asking)
+        assert sorted(answer.status_code for answer in answers) == [200] + [409] * 11
+        assert len(model.requests) == 1
+        assert len(await messages(replicas.any, "t")) == 2
+
+
+async def test_a_reader_who_leaves_another_replica_stops_a_turn_that_is_to_be_cancelled_then(
+    some_replicas: Make,
+) -> None:
+    async with some_replicas(2) as (one, other):
+        async with one.stream("t", "[[hold 1]]", on_disconnect="cancel") as stream:
+            await stream.until_text()
+            async with other.rejoin("t") as joined:
+                await joined.until_text()
+        await one.until_logged("turn", status="interrupted")
+
+
+# A replica that is gone
+
+
+async def test_the_thread_of_a_replica_that_was_killed_is_free_soon_and_has_what_was_said(some_replicas: Make) -> None:
+    async with some_replicas(2) as (one, other):
+        await one.say("t", "I am Ada")
+        async with one.stream("t", "[[hold 1]] killed") as stream:
+            await stream.until_text()
+            await one.kill()
+        answer = await other.chat("t", "who?")
+        assert (answer.status_code, answer.json()["code"]) == (503, "replica_unreachable")
+        assert int(answer.headers["retry-after"]) > 0
+        assert "replica" in answer.json()["title"]
+        assert str(one.http.base_url) not in answer.text
+        said = await _when_free(other, "t", "who am I?")
+        assert "First: I am Ada" in said
+
+
+async def test_a_replica_that_was_killed_goes_on_at_once_when_it_is_back(some_replicas: Make) -> None:
+    async with some_replicas(2) as (one, other):
+        await one.say("t", "I am Ada")
+        async with one.stream("t", "[[hold 1]] killed") as stream:
+            await stream.until_text()
+            await one.kill()
+        await one.restart()
+        assert "First: I am Ada" in await one.say("t", "who?")
+        assert "First: I am Ada" in await other.say("t", "and now?")
+
+
+async def test_a_replica_that_stood_still_loses_its_thread_and_what_it_says_is_refused(
+    some_replicas: Make, model: FaultyModel
+) -> None:
+    async with some_replicas(2) as (one, other):
+        await one.say("t", "I am Ada")
+        async with one.stream("t", "[[hold 1]] frozen") as stream:
+            await stream.until_text()
+            one.process.send_signal(signal.SIGSTOP)
+            said = await _when_free(other, "t", "who am I?")
+            assert "First: I am Ada" in said
+            one.process.send_signal(signal.SIGCONT)
+            model.release()
+            end = (await stream.rest())[-1].data
+        assert end["status"] == "failed"
+        assert end["error"]["code"] == "lease_lost"
+        assert "who am I?" in [text for _, text in await messages(one, "t")]
+        assert "last: at last" in await one.say("t", "at last")
+        assert await messages(one, "t") == await messages(other, "t")
+
+
+async def test_a_replica_that_ends_leaves_nothing_to_wait_for(some_replicas: Make) -> None:
+    async with some_replicas(2) as (one, other):
+        async with one.stream("t", "[[hold 1]] I am Ada") as stream:
+            await stream.until_text()
+            ending = asyncio.create_task(one.stop(signal.SIGTERM))
+            end = (await stream.rest())[-1].data
+            await ending
+        assert end["status"] == "interrupted"
+        assert "First: [[hold 1]] I am Ada" in await other.say("t", "who?")
+
+
+async def test_only_replicas_are_let_pass_and_only_once(some_replicas: Make) -> None:
+    async with some_replicas(2) as (one, other), one.stream("t", "[[hold 1]]") as stream:
+        await stream.until_text()
+        stranger = {"X-Sidecar-Forwarded": "some other secret"}
+        refused = await other.http.get("/v1/session", params=THREAD, headers=stranger)
+        assert (refused.status_code, refused.json()["code"]) == (401, "unauthorized")
+        once = await other.http.post(
+            "/v1/chat", json={**THREAD, "message": "hi"}, headers={"X-Sidecar-Forwarded": SECRET}
+        )
+        assert (once.status_code, once.json()["code"]) == (503, "replica_unreachable")
+
+
+async def _when_free(replica: Replica, thread: str, message: str) -> str:
+    """The answer to a message that is sent again as long as the thread is not free yet, as Retry-After says."""
+    answer = httpx.Response(503)
+    for _ in range(20):
+        answer = await replica.chat(thread, message)
+        if answer.status_code == 200:
+            text: str = answer.json()["text"]
+            return text
+        assert answer.status_code in (409, 503), answer.text
+        await asyncio.sleep(LEASE_SECONDS / 4)
+    raise AssertionError(answer.text)
