@@ -42,7 +42,7 @@ def model_env(_model: FaultyModel, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture(scope="session")
 async def _sidecar(model_env: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Sidecar]:
-    async with Sidecar(tmp_path_factory.mktemp("shared") / "home", model_env | WARM) as sidecar:
+    async with Sidecar(tmp_path_factory.mktemp("shared") / "home", model_env | WARM, forked=False) as sidecar:
         yield sidecar
 
 
@@ -84,8 +84,14 @@ def another_thread() -> str:
 
 
 @pytest.fixture
+def forked(request: pytest.FixtureRequest) -> bool:
+    """Whether `a_sidecar` is spared its imports. It is the installed program where a test measures it."""
+    return request.node.get_closest_marker("quiet") is None
+
+
+@pytest.fixture
 def a_sidecar(
-    model: FaultyModel, model_env: dict[str, str], mode: str | None, tmp_path: Path
+    model: FaultyModel, model_env: dict[str, str], mode: str | None, forked: bool, tmp_path: Path
 ) -> Callable[..., Sidecar]:
     """Make a sidecar of one's own: for stopping, killing and other settings. Use it as a context.
 
@@ -94,7 +100,7 @@ def a_sidecar(
     kept = WARM if mode == "warm" else COLD
 
     def make(*options: str, **env: str) -> Sidecar:
-        return Sidecar(tmp_path / "home", {**model_env, **kept, **env}, *options)
+        return Sidecar(tmp_path / "home", {**model_env, **kept, **env}, *options, forked=forked)
 
     return make
 

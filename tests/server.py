@@ -6,13 +6,14 @@ import json
 import os
 import re
 import signal
-import sys
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import httpx
+
+from tests.forked import PROGRAM, Forked
 
 MARK = "TEST_OF_HOME"  # by which whatever a sidecar has started is known
 SECRET_CHARS = 10
@@ -116,15 +117,18 @@ class Stream:
 class Sidecar:
     """`session-sidecar serve` in a home of its own."""
 
-    def __init__(self, home: Path, env: Mapping[str, str], *options: str) -> None:
+    def __init__(self, home: Path, env: Mapping[str, str], *options: str, forked: bool = True) -> None:
+        """`forked` spares it its imports, where the interpreter has nothing else to be told: see tests/forked.py."""
         self.home = home
+        told = {name for name, value in env.items() if name.startswith("PYTHON") and os.environ.get(name) != value}
+        self.forked = forked and not told
         person = {k: v for k, v in os.environ.items() if not k.startswith("SIDECAR_")}
         self.env = {**person, MARK: str(home), **env}
         self.options = options
         self.log: list[str] = []
         self._secrets: set[str] = set()  # what was said, and tokens: nothing of it belongs into a log
         self._leaks: list[str] = []
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: asyncio.subprocess.Process | Forked | None = None
         self._reader: asyncio.Task[None] | None = None
         self._address: asyncio.Future[str] | None = None
         self._logged = asyncio.Condition()
@@ -146,7 +150,7 @@ class Sidecar:
         self._secrets |= {text for text in texts if isinstance(text, str) and len(text) >= SECRET_CHARS}
 
     @property
-    def process(self) -> asyncio.subprocess.Process:
+    def process(self) -> asyncio.subprocess.Process | Forked:
         assert self._process is not None
         return self._process
 
@@ -157,10 +161,13 @@ class Sidecar:
 
     async def start(self) -> None:
         """Start it and wait until it listens. A process that refuses to start fails here with its log."""
-        command = [str(Path(sys.executable).with_name("session-sidecar")), "serve", "--port", "0"]
-        self._process = await asyncio.create_subprocess_exec(
-            *command, "--home", str(self.home), *self.options, env=self.env, stderr=asyncio.subprocess.PIPE
-        )
+        arguments = ("serve", "--port", "0", "--home", str(self.home), *self.options)
+        if self.forked:
+            self._process = await Forked.start(*arguments, env=self.env)
+        else:
+            self._process = await asyncio.create_subprocess_exec(
+                PROGRAM, *arguments, env=self.env, stderr=asyncio.subprocess.PIPE
+            )
         self._address = asyncio.get_running_loop().create_future()
         self._reader = asyncio.create_task(self._read_log())
         async with asyncio.timeout(SECONDS):

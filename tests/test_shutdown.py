@@ -14,6 +14,12 @@ from tests.server import Sidecar, gone
 Make = Callable[..., Sidecar]
 
 
+@pytest.fixture
+def forked() -> bool:
+    """The program as it is installed."""
+    return False
+
+
 @pytest.mark.long
 @in_both_modes
 @pytest.mark.parametrize("signals", [[signal.SIGTERM], [signal.SIGINT, signal.SIGINT]], ids=["SIGTERM", "twice Ctrl-C"])

@@ -19,6 +19,12 @@ from tests.terminal import CTRL_C, Terminal, shell
 Make = Callable[..., Sidecar]
 
 
+@pytest.fixture
+def forked() -> bool:
+    """The program as it is installed."""
+    return False
+
+
 async def test_a_person_is_told_what_to_do_and_what_is_told_works(tmp_path: Path) -> None:
     home = tmp_path / "home"
     serve = ("serve", "--port", "0", "--model", "offline", "--home", str(home))
