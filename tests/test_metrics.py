@@ -56,11 +56,21 @@ async def every_kind(sidecar: Sidecar, model: FaultyModel, suffix: str = "") -> 
     await sidecar.say(lost, "Do you?")
 
 
-async def test_turns_are_counted_by_how_they_ended_and_by_how_their_process_came(
-    counted: Sidecar, model: FaultyModel
-) -> None:
-    await every_kind(counted, model)
-    await until(counted, "turns_total", 7, agent="default")
+@pytest.fixture(scope="module")
+async def after_all(
+    _model: FaultyModel, model_env: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Sidecar]:
+    """A sidecar that has had a turn of every kind, and has no other; for tests that only look."""
+    _model.reset()
+    async with Sidecar(tmp_path_factory.mktemp("counted") / "home", model_env | WARM) as sidecar:
+        await until(sidecar, "processes", 1, state="spare")
+        await every_kind(sidecar, _model)
+        await until(sidecar, "turns_total", 7)
+        yield sidecar
+
+
+async def test_turns_are_counted_by_how_they_ended_and_by_how_their_process_came(after_all: Sidecar) -> None:
+    assert await figure(after_all, "turns_total", agent="default") == 7
     for outcome, process, status in (
         ("started", "spare", "completed"),
         ("resumed", "warm", "completed"),
@@ -70,13 +80,13 @@ async def test_turns_are_counted_by_how_they_ended_and_by_how_their_process_came
         ("restarted", "cold", "completed"),
     ):
         labels = {"outcome": outcome, "process": process, "status": status}
-        assert await figure(counted, "turns_total", **labels) >= 1, labels
-    assert await figure(counted, "turns_total", status="failed") == 1
-    assert await figure(counted, "turn_errors_total", code="api_error") == 1
+        assert await figure(after_all, "turns_total", **labels) >= 1, labels
+    assert await figure(after_all, "turns_total", status="failed") == 1
+    assert await figure(after_all, "turn_errors_total", code="api_error") == 1
     for stage in ("init", "first_delta"):
-        assert await figure(counted, f"turn_{stage}_seconds_count", process="cold") >= 2
-        assert 0 < await figure(counted, f"turn_{stage}_seconds_sum", process="warm") < 10
-    assert await figure(counted, "turn_seconds_count") == 7
+        assert await figure(after_all, f"turn_{stage}_seconds_count", process="cold") >= 2
+        assert 0 < await figure(after_all, f"turn_{stage}_seconds_sum", process="warm") < 10
+    assert await figure(after_all, "turn_seconds_count") == 7
 
 
 async def test_a_turn_costs_what_it_has_used_itself_also_after_a_resume_and_in_a_fork(
@@ -185,21 +195,19 @@ async def test_each_statement_of_the_session_map_is_timed(a_sidecar: Callable[..
             assert 0 < await figure(sidecar, "store_statement_seconds_sum", operation=operation) < 5, operation
 
 
-async def test_no_label_names_a_thread_a_resource_or_a_session(counted: Sidecar, model: FaultyModel) -> None:
-    await every_kind(counted, model)
-    await until(counted, "turns_total", 7)
-    found = {name: labels for name, labels in labels_of(await families(counted)).items() if name.startswith(PREFIX)}
+async def test_no_label_names_a_thread_a_resource_or_a_session(after_all: Sidecar) -> None:
+    found = {name: labels for name, labels in labels_of(await families(after_all)).items() if name.startswith(PREFIX)}
     assert set().union(*found.values()) == LABELS
-    text = (await counted.http.get("/metrics")).text
-    for private in ("alice", "lost", "Ada", await counted.session_id("one")):
+    text = (await after_all.http.get("/metrics")).text
+    for private in ("alice", "lost", "Ada", await after_all.session_id("one")):
         assert private not in text
 
 
-async def test_a_scrape_is_no_line_in_the_log(counted: Sidecar) -> None:
-    await counted.http.get("/metrics")
-    await counted.http.get("/version")
-    await counted.until_logged("request", path="/version")
-    assert not counted.logged("request", path="/metrics")
+async def test_a_scrape_is_no_line_in_the_log(after_all: Sidecar) -> None:
+    await after_all.http.get("/metrics")
+    await after_all.http.get("/version")
+    await after_all.until_logged("request", path="/version")
+    assert not after_all.logged("request", path="/metrics")
 
 
 def test_an_agent_that_is_none_and_those_beyond_the_hundredth_have_no_label_of_their_own() -> None:
@@ -227,10 +235,8 @@ def test_two_applications_in_one_process_have_figures_of_their_own() -> None:
     assert b"turns_running 0.0" in two.exposition()
 
 
-async def test_the_page_lists_every_figure_with_its_labels_and_no_other(counted: Sidecar, model: FaultyModel) -> None:
-    await every_kind(counted, model)
-    await until(counted, "turns_total", 7)
-    found = await families(counted)
+async def test_the_page_lists_every_figure_with_its_labels_and_no_other(after_all: Sidecar) -> None:
+    found = await families(after_all)
     labels = labels_of(found)
     rows = []
     for family in found:
