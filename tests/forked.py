@@ -1,9 +1,9 @@
 """`session-sidecar` without its imports: a process that has them done, and forks for each one that is asked of it.
 
-Importing the SDK takes most of a sidecar's start, and tests start many. What comes out of the fork is a process like
-any other: its own environment, directory, streams, signals, exit status, and nothing else that is open. What an
-interpreter reads before it runs a program (`PYTHON…`) cannot be given to it; `Sidecar` runs the installed program then,
-and where a test is about starting, or measures.
+Importing the SDK takes most of a start, and tests start many. What comes out of the fork is a process like any other:
+its own environment, directory, streams, signals, exit status, and nothing else that is open. What an interpreter reads
+before it runs a program cannot be given to it (`can_be_forked`). The program as it is installed is what runs then, and
+where a test is about starting, or measures.
 """
 
 import asyncio
@@ -21,8 +21,14 @@ from pathlib import Path
 from typing import Self
 
 PROGRAM = Path(sys.executable).with_name("session-sidecar")
-_IMPORTED = (  # `serve` imports most when it runs
+_IMPORTED = (  # the commands import most when they run
     "session_sidecar.cli.serve",
+    "session_sidecar.cli.backup",
+    "session_sidecar.cli.doctor",
+    "session_sidecar.cli.restore",
+    "session_sidecar.client.show",
+    "session_sidecar.sessions.backup",
+    "session_sidecar.sessions.doctor",
     "session_sidecar.app",
     "session_sidecar.server.connection",
     "session_sidecar.server.listening",
@@ -35,15 +41,29 @@ _MOST_BYTES = 2**17  # of a request: an environment and a command line
 _template: socket.socket | None = None
 
 
+def can_be_forked(env: Mapping[str, str]) -> bool:
+    """Whether the interpreter would read the same in this environment as in ours."""
+    return not [
+        name
+        for name, value in env.items()
+        if name.startswith(("PYTHON", "LANG", "LC_")) and os.environ.get(name) != value
+    ]
+
+
+async def reading(descriptor: int) -> asyncio.StreamReader:
+    """What comes out of a pipe."""
+    loop, reader = asyncio.get_running_loop(), asyncio.StreamReader()
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(descriptor, "rb", 0))
+    return reader
+
+
 class Forked:
     """A process that was forked, with what tests use of `asyncio.subprocess.Process`."""
 
-    def __init__(
-        self, pid: int, stderr: asyncio.StreamReader, told: asyncio.StreamReader, heard: asyncio.StreamWriter
-    ) -> None:
+    def __init__(self, pid: int, told: asyncio.StreamReader, heard: asyncio.StreamWriter) -> None:
         """`told` brings the exit status, a line; `heard` is closed then."""
         self.pid = pid
-        self.stderr = stderr
+        self.stderr: asyncio.StreamReader | None = None
         self.returncode: int | None = None
         self._end = asyncio.create_task(self._ended(told, heard))
 
@@ -53,21 +73,39 @@ class Forked:
         return self.returncode
 
     @classmethod
-    async def start(cls, *arguments: str, env: Mapping[str, str]) -> Self:
-        """Start `session-sidecar` with these arguments, with a pipe for its errors."""
+    async def start(cls, *arguments: str, env: Mapping[str, str], streams: tuple[int, int, int]) -> Self:
+        """Start `session-sidecar` with these arguments, and with these descriptors as its standard streams."""
         ours, theirs = socket.socketpair()
+        with theirs:
+            request = json.dumps({"arguments": arguments, "env": dict(env), "cwd": os.getcwd()}).encode()
+            socket.send_fds(_running_template(), [request], [theirs.fileno(), *streams])
+        told, heard = await asyncio.open_unix_connection(sock=ours)
+        return cls(int(await told.readline()), told, heard)
+
+    @classmethod
+    async def serve(cls, *arguments: str, env: Mapping[str, str]) -> Self:
+        """Start it with a pipe for its errors, and our other streams."""
         errors, stderr = os.pipe()
         try:
-            request = json.dumps({"arguments": arguments, "env": dict(env), "cwd": os.getcwd()}).encode()
-            socket.send_fds(_running_template(), [request], [theirs.fileno(), stderr])
+            process = await cls.start(*arguments, env=env, streams=(0, 1, stderr))
         finally:
-            theirs.close()
             os.close(stderr)
-        loop = asyncio.get_running_loop()
-        reader = asyncio.StreamReader()
-        await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(errors, "rb", 0))
-        told, heard = await asyncio.open_unix_connection(sock=ours)
-        return cls(int(await told.readline()), reader, told, heard)
+        process.stderr = await reading(errors)
+        return process
+
+    @classmethod
+    async def run(cls, *arguments: str, env: Mapping[str, str], stdin: bytes = b"") -> tuple[int, bytes, bytes]:
+        """Run it with all of its streams in pipes; the exit status, and what it wrote. The input fits into a pipe."""
+        (its_input, ours), (out, its_out), (err, its_err) = os.pipe(), os.pipe(), os.pipe()
+        os.write(ours, stdin)
+        os.close(ours)
+        try:
+            process = await cls.start(*arguments, env=env, streams=(its_input, its_out, its_err))
+        finally:
+            for descriptor in (its_input, its_out, its_err):
+                os.close(descriptor)
+        written = await asyncio.gather((await reading(out)).read(), (await reading(err)).read())
+        return await process.wait(), *written
 
     def send_signal(self, number: int) -> None:
         """Send a signal; ProcessLookupError if it has ended."""
@@ -106,7 +144,7 @@ def _forked(asked: socket.socket) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those that watch
     while True:
-        request, descriptors, *_ = socket.recv_fds(asked, _MOST_BYTES, 2)
+        request, descriptors, *_ = socket.recv_fds(asked, _MOST_BYTES, 4)
         if not request:
             sys.exit()
         if os.fork() == 0:
@@ -123,13 +161,13 @@ def _forked(asked: socket.socket) -> None:
     sys.argv = [str(PROGRAM), *wanted["arguments"]]
 
 
-def _watched(told: int, stderr: int) -> None:
+def _watched(told: int, *streams: int) -> None:
     """Fork once more, and return in the new process; the parent tells its ID and its end, and lets it be a zombie until
     that has been heard.
     """
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     if (pid := os.fork()) != 0:
-        os.close(stderr)
+        os.closerange(min(streams), max(streams) + 1)
         with socket.socket(fileno=told) as whoever_asked:
             whoever_asked.send(b"%d\n" % pid)
             end = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
@@ -138,7 +176,8 @@ def _watched(told: int, stderr: int) -> None:
             whoever_asked.send(b"%d\n" % status)
             whoever_asked.recv(1)
         os._exit(0)
-    os.dup2(stderr, 2)
+    for number, stream in enumerate(streams):
+        os.dup2(stream, number)
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 

@@ -13,7 +13,7 @@ from typing import Any, Self
 
 import httpx
 
-from tests.forked import PROGRAM, Forked
+from tests.forked import PROGRAM, Forked, can_be_forked
 
 MARK = "TEST_OF_HOME"  # by which whatever a sidecar has started is known
 SECRET_CHARS = 10
@@ -120,8 +120,7 @@ class Sidecar:
     def __init__(self, home: Path, env: Mapping[str, str], *options: str, forked: bool = True) -> None:
         """`forked` spares it its imports, where the interpreter has nothing else to be told: see tests/forked.py."""
         self.home = home
-        told = {name for name, value in env.items() if name.startswith("PYTHON") and os.environ.get(name) != value}
-        self.forked = forked and not told
+        self.forked = forked and can_be_forked(env)
         person = {k: v for k, v in os.environ.items() if not k.startswith("SIDECAR_")}
         self.env = {**person, MARK: str(home), **env}
         self.options = options
@@ -163,7 +162,7 @@ class Sidecar:
         """Start it and wait until it listens. A process that refuses to start fails here with its log."""
         arguments = ("serve", "--port", "0", "--home", str(self.home), *self.options)
         if self.forked:
-            self._process = await Forked.start(*arguments, env=self.env)
+            self._process = await Forked.serve(*arguments, env=self.env)
         else:
             self._process = await asyncio.create_subprocess_exec(
                 PROGRAM, *arguments, env=self.env, stderr=asyncio.subprocess.PIPE

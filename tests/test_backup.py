@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 
 from tests.faults import FaultyModel
+from tests.forked import PROGRAM
 from tests.modes import COLD, in_both_modes
 from tests.server import SECONDS, Sidecar
-from tests.terminal import PROGRAM, Ended, command, environment, shell
+from tests.terminal import Ended, command, environment, shell
 from tests.transcripts import messages, texts
 from tests.volume import mounted
 

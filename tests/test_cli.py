@@ -18,8 +18,9 @@ from session_sidecar.settings import Settings
 from session_store import ThreadKey
 from session_store.sqlite import SqliteSessionMap
 from tests.faults import Behaviour, FaultyModel, hold, say, tool
+from tests.forked import PROGRAM
 from tests.server import SECONDS, Sidecar
-from tests.terminal import CTRL_C, CTRL_D, PROGRAM, Terminal, command, environment, relay, shell
+from tests.terminal import CTRL_C, CTRL_D, Terminal, command, environment, relay, shell
 
 Make = Callable[..., Sidecar]
 

@@ -17,6 +17,7 @@ import pytest
 
 from tests.faults import FaultyModel
 from tests.server import SECONDS, Sidecar, gone
+from tests.terminal import command
 
 pytestmark = pytest.mark.long  # `make test-all`
 
@@ -30,7 +31,7 @@ async def run(home: Path, *options: str, stdin: int = asyncio.subprocess.DEVNULL
         *("doctor", "--home", str(home), *options),
         stdin=stdin,
         stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.DEVNULL if "--json" in options else asyncio.subprocess.STDOUT,
+        stderr=asyncio.subprocess.STDOUT,
         env={k: v for k, v in os.environ.items() if not k.startswith("SIDECAR_")},
     )
     async with asyncio.timeout(SECONDS):
@@ -41,9 +42,9 @@ async def run(home: Path, *options: str, stdin: int = asyncio.subprocess.DEVNULL
 
 async def report(home: Path, *options: str) -> dict[str, Any]:
     """What `--json` says; its exit status tells the same."""
-    status, out = await run(home, "--json", *options)
-    found: dict[str, Any] = json.loads(out)
-    assert status == (0 if found["healthy"] else 1)
+    ended = await command("", "doctor", "--home", str(home), "--json", *options)
+    found: dict[str, Any] = json.loads(ended.out)
+    assert ended.code == (0 if found["healthy"] else 1)
     return found
 
 

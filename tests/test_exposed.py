@@ -10,8 +10,9 @@ from pathlib import Path
 import httpx
 
 from tests.faults import FaultyModel
+from tests.forked import PROGRAM
 from tests.server import SECONDS, Sidecar
-from tests.terminal import PROGRAM, command
+from tests.terminal import command
 
 Make = Callable[..., Sidecar]
 PAGE = "https://chat.test"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from session_sidecar.settings import Settings
-from tests.terminal import PROGRAM
+from tests.forked import PROGRAM
 
 UNIT = Path(__file__).parent.parent / "examples" / "systemd" / "session-sidecar.service"
 
