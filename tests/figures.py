@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.server import SECONDS, Sidecar
+from tests.server import SECONDS, Sidecar, a_moment
 
 PREFIX = "session_sidecar_"
 
@@ -30,7 +30,7 @@ async def until(sidecar: Sidecar, name: str, value: float, **labels: str) -> Non
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(SECONDS):
             while await figure(sidecar, name, **labels) != value:
-                await sidecar.settle()
+                await a_moment()
     found = await figure(sidecar, name, **labels)
     assert found == value, (name, labels, found)
 

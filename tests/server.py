@@ -114,6 +114,11 @@ class Stream:
         return "".join(event.delta for event in self.events)
 
 
+async def a_moment() -> None:
+    """Between two looks at what no event tells of: without it, looking takes the core that the others need."""
+    await asyncio.sleep(0.01)
+
+
 class Sidecar:
     """`session-sidecar serve` in a home of its own."""
 
@@ -231,7 +236,7 @@ class Sidecar:
         kept = min(int(self.env["SIDECAR_WARM_SESSIONS"]), threads) + int(self.env["SIDECAR_SPARE_PROCESSES"])
         async with asyncio.timeout(seconds):
             while len(self.cli_processes()) > kept:
-                await self.settle()
+                await a_moment()
 
     # What its users do
 

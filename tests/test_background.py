@@ -11,7 +11,7 @@ import pytest
 
 from tests.faults import FaultyModel, hold, say, tool
 from tests.modes import COLD, in_both_modes
-from tests.server import SECONDS, Sidecar, gone
+from tests.server import SECONDS, Sidecar, a_moment, gone
 
 Make = Callable[..., Sidecar]
 
@@ -112,7 +112,7 @@ async def test_a_message_that_comes_while_the_task_ends_has_its_own_answer(
         bash = {"command": task.command, "run_in_background": True, "description": "wait"}
         model.script(tool("Bash", bash), say("Again."))
         while (again := await working.chat(thread, "Again", multitask_strategy="enqueue")).status_code != 200:
-            pass
+            await a_moment()
         assert again.json()["status"] == "completed"
     prompts = [text for role, text in await working.history(thread) if role == "user"]
     assert [text for text in prompts if text.startswith("Number")] == [f"Number {number}" for number in range(8)]
@@ -153,7 +153,7 @@ async def test_a_process_is_not_closed_under_its_work_and_is_afterwards(
     title = {"thread_id": thread, "resource_id": "alice", "title": "Tea"}
     async with asyncio.timeout(SECONDS):
         while (await working.http.patch("/v1/session", json=title)).status_code == 409:
-            await working.settle()
+            await a_moment()
 
 
 @pytest.mark.long
@@ -199,7 +199,7 @@ async def test_a_fork_of_a_thread_at_work_ends_where_its_last_turn_did(
     transcript = working.transcript(await working.session_id(thread))
     async with asyncio.timeout(SECONDS):
         while b"task-notification" not in transcript.read_bytes():
-            await working.settle()
+            await a_moment()
     assert (await working.post("/v1/chat/fork", another_thread, from_thread_id=thread)).status_code == 201
     forked = working.transcript(await working.session_id(another_thread)).read_text().splitlines()
     said = [entry for entry in map(json.loads, forked) if entry["type"] in ("user", "assistant")]

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from tests.faults import FaultyModel
-from tests.forked import PROGRAM
+from tests.forked import Forked
 from tests.modes import COLD, in_both_modes
 from tests.server import SECONDS, Sidecar
 from tests.terminal import Ended, command, environment, shell
@@ -236,13 +236,18 @@ def fill(home: Path) -> None:
             (directory / f"{number}.txt").write_text("x")
 
 
+async def begun(*arguments: str) -> Forked:
+    """A command that runs, and is there at once: looking for what it has done takes a whole core."""
+    return await Forked.start(*arguments, env=environment(""), streams=(0, 1, 2))
+
+
 async def killed(*arguments: str, when: Callable[[], bool]) -> None:
     """A command that is killed as soon as something is so."""
-    process = await asyncio.create_subprocess_exec(PROGRAM, *arguments, env=environment(""))
+    process = await begun(*arguments)
     async with asyncio.timeout(SECONDS):
         while not when():  # noqa: ASYNC110 - no event tells of it
             await asyncio.sleep(0)
-    process.kill()
+    process.send_signal(signal.SIGKILL)
     assert await process.wait() == -signal.SIGKILL
 
 
@@ -253,9 +258,7 @@ async def test_a_thread_that_begins_while_transcripts_are_copied_is_no_mapping_w
         await sidecar.say("t1", "My name is Ada")
         fill(sidecar.home)
         copy = tmp_path / "copies" / "copy"
-        process = await asyncio.create_subprocess_exec(
-            *(PROGRAM, "backup", "--home", str(sidecar.home), str(copy)), env=environment("")
-        )
+        process = await begun("backup", "--home", str(sidecar.home), str(copy))
         async with asyncio.timeout(SECONDS):
             while not list(tmp_path.glob("copies/.copy.*.partial/claude/projects/*/*")):  # noqa: ASYNC110
                 await asyncio.sleep(0)
@@ -309,9 +312,7 @@ async def test_in_a_home_whose_restore_was_killed_no_turn_is_run_and_no_mapping_
 async def test_ctrl_c_leaves_nothing_of_a_backup(home: Path, tmp_path: Path) -> None:
     fill(home)
     copy = tmp_path / "copies" / "copy"
-    process = await asyncio.create_subprocess_exec(
-        PROGRAM, "backup", "--home", str(home), str(copy), env=environment(""), stderr=asyncio.subprocess.DEVNULL
-    )
+    process = await begun("backup", "--home", str(home), str(copy))
     async with asyncio.timeout(SECONDS):
         while not list(tmp_path.glob("copies/.copy.*.partial/workspace/1.txt")):  # noqa: ASYNC110
             await asyncio.sleep(0)

@@ -12,7 +12,7 @@ import pytest
 
 from tests.faults import FaultyModel, hold
 from tests.node import CLIENTS, need_node
-from tests.server import SECONDS, Sidecar
+from tests.server import SECONDS, Sidecar, a_moment
 from tests.terminal import Relay, relay
 
 ROOT = Path(__file__).parent.parent
@@ -72,7 +72,7 @@ async def running(*command: str) -> AsyncIterator[Client]:
 async def asked_again(sidecar: Sidecar, between: Relay, call: bytes) -> None:
     async with asyncio.timeout(SECONDS):
         while between.sent.count(call) < 2:
-            await sidecar.settle()
+            await a_moment()
 
 
 def has_all(client: Client) -> None:

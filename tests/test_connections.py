@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from tests.faults import Behaviour, FaultyModel
-from tests.server import SECONDS, Sidecar
+from tests.server import SECONDS, Sidecar, a_moment
 
 Make = Callable[..., Sidecar]
 MIB = 2**20
@@ -306,16 +306,16 @@ async def test_readers_that_take_nothing_hold_neither_memory_nor_sockets_nor_a_s
             await dead("/v1/chat")
         async with asyncio.timeout(3 * SECONDS):
             while len(sidecar.logged("request", path="/v1/chat", method="GET")) < 30:
-                await sidecar.settle()
+                await a_moment()
             while sockets(sidecar) > open_:
-                await sidecar.settle()
+                await a_moment()
         assert memory(sidecar) - before < 30
         # Thirty more that are not dropped yet; some want an answer that is all there at once.
         for number in range(30):
             await dead("/v1/session/messages" if number % 6 == 0 else "/v1/chat")
         async with asyncio.timeout(SECONDS):
             while sockets(sidecar) < 30:
-                await sidecar.settle()
+                await a_moment()
         began = time.monotonic()
         await sidecar.stop(signal.SIGTERM)
         assert time.monotonic() - began < 8

@@ -13,7 +13,7 @@ import pytest
 
 from tests.faults import FaultyModel
 from tests.modes import in_both_modes
-from tests.server import SECONDS, Sidecar, Stream, gone, parting
+from tests.server import SECONDS, Sidecar, Stream, a_moment, gone, parting
 from tests.transcripts import metadata
 
 pytestmark = [pytest.mark.long, in_both_modes]
@@ -266,7 +266,7 @@ async def test_a_session_that_has_nothing_the_sdk_could_call_it_after_goes_on_af
         await (await model.requested(2)).holding()
         async with asyncio.timeout(SECONDS):
             while transcript.read_bytes().count(long.encode()) < 4:  # in the queue and said, twice
-                await sidecar.settle()
+                await a_moment()
         for process in sidecar.cli_processes():
             os.kill(process, signal.SIGKILL)
         await stream.rest()

@@ -14,7 +14,7 @@ import pytest
 from session_sidecar.agent.orphans import guarded_cli
 from tests.faults import FaultyModel
 from tests.modes import COLD, WARM
-from tests.server import SECONDS, Sidecar, gone, running
+from tests.server import SECONDS, Sidecar, a_moment, gone, running
 from tests.transcripts import AGENTS
 
 Make = Callable[..., Sidecar]
@@ -52,7 +52,7 @@ class Beats:
         wanted = set(ways or WAYS)
         async with asyncio.timeout(3 * SECONDS):
             while {script.stem for script in self._scripts if Path(f"{script}.beats").exists()} < wanted:
-                await sidecar.settle()
+                await a_moment()
         found = self.running()
         assert found.keys() == wanted
         return [pid for pids in found.values() for pid in pids]

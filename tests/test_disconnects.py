@@ -8,7 +8,7 @@ import pytest
 
 from tests.faults import Behaviour, FaultyModel, fail, hold, say, tool
 from tests.modes import in_both_modes
-from tests.server import SECONDS, Sidecar, Stream
+from tests.server import SECONDS, Sidecar, Stream, a_moment
 
 pytestmark = [pytest.mark.long, in_both_modes]
 
@@ -87,7 +87,7 @@ async def test_a_client_goes_away_during_start_up(
     async with a_sidecar(SIDECAR_SPARE_PROCESSES="0") as sidecar:  # so that there is something to start
         asking = asyncio.create_task(sidecar.chat(thread, "Hello", on_disconnect=on_disconnect))
         while not sidecar.cli_processes():
-            await sidecar.settle()
+            await a_moment()
         asking.cancel()
         line = await sidecar.until_logged("turn", thread_id=thread)
         await sidecar.at_rest(0, threads=1)

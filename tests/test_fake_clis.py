@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults import FaultyModel
-from tests.server import Sidecar, gone, running
+from tests.server import Sidecar, a_moment, gone, running
 
 pytestmark = pytest.mark.long  # `make test-all`
 
@@ -143,7 +143,7 @@ async def test_a_shutdown_does_not_wait_for_a_cli_that_hangs(sidecar: Sidecar, c
     cli.write_text("#!/bin/sh\ntrap '' TERM; while :; do sleep 0.1; done\n")
     asking = asyncio.create_task(sidecar.chat(thread, "Hello"))
     while not running(cli):
-        await sidecar.settle()
+        await a_moment()
     sidecar.process.terminate()
     response = await asking
     assert (response.status_code, response.json()["code"]) == (503, "shutting_down")

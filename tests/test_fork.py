@@ -8,7 +8,7 @@ import pytest
 
 from tests.faults import FaultyModel, tools
 from tests.modes import in_both_modes
-from tests.server import SECONDS, Sidecar, parting
+from tests.server import SECONDS, Sidecar, a_moment, parting
 
 pytestmark = in_both_modes
 
@@ -103,7 +103,7 @@ async def test_a_parent_with_a_running_turn_is_forked_at_its_last_completed_one(
         await stream.until_text()
         async with asyncio.timeout(SECONDS):
             while len(await messages(sidecar, parent, "user")) < 3:
-                await sidecar.settle()  # the running turn's prompt is in the transcript from about here
+                await a_moment()  # the running turn's prompt is in the transcript from about here
         fields = {} if message is None else {"message": message}
         response = await fork(sidecar, parent, another_thread, **fields)
         assert response.status_code == (201 if message is None else 200)

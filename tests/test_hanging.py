@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults import FaultyModel
-from tests.server import SECONDS, Sidecar, gone
+from tests.server import SECONDS, Sidecar, a_moment, gone
 
 Make = Callable[..., Sidecar]
 
@@ -113,6 +113,6 @@ async def test_a_message_does_not_wait_for_a_hundred_hints(a_sidecar: Make, thre
         assert beside < max(2000, 3 * alone)
         async with asyncio.timeout(SECONDS):  # there is room for six hints beside the two threads that were spoken to
             while len(sidecar.cli_processes()) < 8:
-                await sidecar.settle()
+                await a_moment()
         assert not await gone([kept], 0), "a hint has taken the place of a thread in use"
         await sidecar.process_of(names[-1])  # the newest hint has one

@@ -18,7 +18,7 @@ import pytest
 from session_sidecar.agent.transcripts.chain import conversation, read_entries
 from tests.faults import FaultyModel
 from tests.modes import COLD
-from tests.server import MARK, Sidecar, gone
+from tests.server import MARK, Sidecar, a_moment, gone
 from tests.transcripts import get, messages, repeat
 
 pytestmark = [pytest.mark.long, pytest.mark.quiet]
@@ -82,7 +82,7 @@ async def until_working(sidecar: Sidecar) -> list[int]:
     """Wait until a long transcript is being read."""
     async with asyncio.timeout(20):
         while not (found := workers(sidecar)):
-            await sidecar.settle()
+            await a_moment()
     return found
 
 
@@ -204,7 +204,7 @@ async def test_readers_that_have_left_are_not_worked_for(sidecar: Sidecar) -> No
     assert await gone(working, 5)
     async with asyncio.timeout(20):
         while len(sidecar.logged("request", path="/v1/session/messages", status=499)) < 5:
-            await sidecar.settle()
+            await a_moment()
     assert not workers(sidecar)
     assert len(await messages(sidecar, "long")) == 50  # who asks then is answered
 

@@ -18,7 +18,7 @@ import pytest
 
 from session_sidecar.agent.transcripts.chain import read_entries
 from tests.promises import ADOPT, BOUND, FORK, GONE, NOTHING_TO_FORK, TURN, People, Thread
-from tests.server import SECONDS, Sidecar, gone, running
+from tests.server import SECONDS, Sidecar, a_moment, gone, running
 from tests.volume import Volume, mounted
 
 Make = Callable[..., Sidecar]
@@ -219,10 +219,10 @@ async def every_thread_takes_a_message(world: World) -> None:
     for thread in world.threads:
         async with asyncio.timeout(BOUND):  # a CLI that is stopped may cost a turn
             while await world.post(world.ask(thread), multitask_strategy="enqueue") != "completed":
-                await world.sidecar.settle()
+                await a_moment()
     async with asyncio.timeout(SECONDS):
         while len(world.sidecar.cli_processes()) > MOST_KEPT:
-            await world.sidecar.settle()
+            await a_moment()
     assert (await world.sidecar.http.get("/readyz")).status_code == 200
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from session_sidecar.access.tokens import TokenFile, Tokens, make_token
 from session_sidecar.settings import SettingsError
-from tests.server import SECONDS, Sidecar
+from tests.server import SECONDS, Sidecar, a_moment
 from tests.terminal import Ended, command, shell
 
 Make = Callable[..., Sidecar]
@@ -36,7 +36,7 @@ async def becomes(sidecar: Sidecar, shown: str, status: int) -> None:
     """Wait until a token is answered so: a change of the file is noticed within a second."""
     async with asyncio.timeout(SECONDS):
         while (await listed(sidecar, shown)).status_code != status:
-            await sidecar.settle()
+            await a_moment()
 
 
 async def test_a_token_is_shown_once_and_only_its_hash_is_kept(path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from tests.faults import FaultyModel
 from tests.modes import CLI_TRACES, WARM
-from tests.server import SECONDS, Sidecar
+from tests.server import SECONDS, Sidecar, a_moment
 
 CALLER = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 TRACEPARENT = {"traceparent": f"00-{CALLER[0]}-{CALLER[1]}-01"}
@@ -52,7 +52,7 @@ async def spans(sidecar: Sidecar, file: Path, count: int) -> list[Span]:
     """The spans, once there are so many."""
     async with asyncio.timeout(SECONDS):
         while len(found := file.read_text().splitlines()) < count:
-            await sidecar.settle()
+            await a_moment()
     assert len(found) == count
     return [json.loads(line) for line in found]
 

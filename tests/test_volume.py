@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from tests.faults import FaultyModel
-from tests.server import SECONDS, Sidecar, gone
+from tests.server import SECONDS, Sidecar, a_moment, gone
 from tests.transcripts import get, messages, metadata, texts
 from tests.volume import mounted
 
@@ -182,7 +182,7 @@ async def test_a_turn_whose_prompt_the_volume_did_not_take_is_not_completed(
                 await stream.until_text()
                 async with asyncio.timeout(SECONDS):
                     while file.stat().st_size % BLOCK:  # of the prompt, the part that there was room for
-                        await sidecar.settle()
+                        await a_moment()
                 volume.free()
                 model.release()
                 end = (await stream.rest())[-1].data

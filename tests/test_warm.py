@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults import FaultyModel
-from tests.server import SECONDS, Sidecar, gone, running
+from tests.server import SECONDS, Sidecar, a_moment, gone, running
 
 Make = Callable[..., Sidecar]
 WARM = {"SIDECAR_WARM_SESSIONS": "4", "SIDECAR_SPARE_PROCESSES": "0"}
@@ -145,7 +145,7 @@ async def test_the_least_recently_used_makes_room(warm: Sidecar, thread: str) ->
         await warm.say(name, "Hello")
     async with asyncio.timeout(SECONDS):
         while len(warm.cli_processes()) > 4:
-            await warm.settle()
+            await a_moment()
     for name in names[2:]:
         await warm.process_of(name)
 
@@ -225,7 +225,7 @@ async def test_a_shutdown_does_not_wait_for_a_spare_that_hangs(a_sidecar: Make, 
         await sidecar.say(thread, "Hello")
         async with asyncio.timeout(SECONDS):
             while not (hanging := running(counted)):
-                await sidecar.settle()
+                await a_moment()
         await sidecar.stop(signal.SIGTERM)
         assert await gone(hanging, 0)
 
@@ -234,7 +234,7 @@ async def ready(sidecar: Sidecar, number: int) -> list[int]:
     """Wait until so many processes, and no others, are connected and idle."""
     async with asyncio.timeout(SECONDS):
         while len(sidecar.cli_processes()) != number or not all(registered(sidecar)):
-            await sidecar.settle()
+            await a_moment()
     assert (await sidecar.http.get("/readyz")).status_code == 200  # it has heard of them, too
     return sidecar.cli_processes()
 
@@ -349,11 +349,11 @@ async def test_a_turn_that_waits_for_a_start_can_be_stopped(a_sidecar: Make, thr
         hanging = [asyncio.create_task(sidecar.chat(f"{thread}-{number}", "Hello")) for number in range(cores)]
         async with asyncio.timeout(SECONDS):
             while len(running(counted)) < cores:
-                await sidecar.settle()
+                await a_moment()
         waiting = asyncio.create_task(sidecar.chat(thread, "Hello"))
         async with asyncio.timeout(SECONDS):
             while (await sidecar.post("/v1/chat/interrupt", thread)).json().get("turn_id") is None:
-                pass
+                await a_moment()
             assert (await waiting).json()["code"] == "turn_interrupted"
         await sidecar.stop(signal.SIGTERM)
         await asyncio.wait(hanging)
