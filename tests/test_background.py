@@ -32,7 +32,7 @@ async def working(a_sidecar: Make, tmp_path: Path) -> AsyncIterator[Sidecar]:
     """A sidecar whose agent may leave tasks in the background."""
     agents = tmp_path / "agents.toml"
     agents.write_text(AGENTS)
-    async with a_sidecar("--agents", str(agents), IS_SANDBOX="1") as sidecar:
+    async with a_sidecar("--agents", str(agents), IS_SANDBOX="1", SIDECAR_SPARE_PROCESSES="0") as sidecar:
         yield sidecar
 
 
