@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import itertools
+import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,7 @@ class Replica(Sidecar):
 
     async def kill(self) -> None:
         """kill -9, and see it gone."""
-        self.process.kill()
-        await self.wait()
+        await self.stop(signal.SIGKILL)
 
 
 class Replicas:
