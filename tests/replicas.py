@@ -33,6 +33,11 @@ class Replica(Sidecar):
         """kill -9, and see it gone."""
         await self.stop(signal.SIGKILL)
 
+    async def restart_cleanly(self) -> None:
+        """Stop it, and start it again."""
+        await self.stop(signal.SIGTERM)
+        await self.restart()
+
 
 class Replicas:
     """A fleet; `any` is whichever comes next."""
@@ -88,6 +93,13 @@ async def let_go(replica: Sidecar, thread: str) -> None:
     """Wait until no other replica has a thread: one that has just answered is about to let go of it."""
     async with asyncio.timeout(SECONDS):
         while (await get(replica, "/v1/session", thread, metadata="false")).json()["status"] == "running":
+            await replica.settle()
+
+
+async def until_gone(replica: Sidecar, session_id: str) -> None:
+    """Wait until a replica has no file of a session."""
+    async with asyncio.timeout(SECONDS):
+        while [*replica.home.glob(f"claude/projects/*/{session_id}*")]:
             await replica.settle()
 
 

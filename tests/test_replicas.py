@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from tests.faults import FaultyModel
-from tests.replicas import LEASE_SECONDS, SECRET, Make, Replica, get, let_go, messages
+from tests.replicas import LEASE_SECONDS, SECRET, Make, Replica, get, let_go, messages, until_gone
 
 THREAD = {"thread_id": "t", "resource_id": "alice"}
 
@@ -169,6 +169,30 @@ async def test_a_resource_is_erased_wherever_its_turns_run(some_replicas: Make) 
         await stream.rest()
         for replica in (one, other):
             assert (await replica.http.get("/v1/sessions", params={"resource_id": "alice"})).json()["data"] == []
+
+
+async def test_what_one_replica_deletes_is_soon_on_no_disk_of_the_others(some_replicas: Make) -> None:
+    async with some_replicas(2) as (one, other):
+        await one.say("t", "I am Ada")
+        session_id = await one.session_id("t")
+        await messages(other, "t")
+        copy = other.transcript(session_id)
+        query = {**THREAD, "transcript": "delete"}
+        await let_go(other, "t")
+        assert (await other.http.delete("/v1/session", params=query)).status_code == 204
+        assert not copy.exists()
+        await one.restart_cleanly()  # which asks for what was deleted meanwhile, as it does each minute
+        await until_gone(one, session_id)
+
+
+async def test_what_a_deletion_has_kept_is_adopted_by_any_replica(some_replicas: Make) -> None:
+    async with some_replicas(2) as (one, other):
+        await one.say("t", "I am Ada")
+        session_id = await one.session_id("t")
+        assert (await one.http.delete("/v1/session", params=THREAD)).status_code == 204
+        adopted = await other.http.put("/v1/session", json={**THREAD, "thread_id": "u", "sdk_session_id": session_id})
+        assert adopted.status_code == 201, adopted.text
+        assert "First: I am Ada" in await one.say("u", "who?")
 
 
 async def test_of_many_first_messages_at_once_on_all_replicas_one_runs(some_replicas: Make, model: FaultyModel) -> None:

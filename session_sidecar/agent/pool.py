@@ -104,6 +104,10 @@ class ProcessPool:
         process.glance()
         return process.is_alive and self._warm[key].state.fits(now, growing=process.at_work)
 
+    def of_session(self, session_id: str) -> ThreadKey | None:
+        """The thread whose process is connected to this session, if there is one."""
+        return next((key for key, warm in self._warm.items() if warm.state.session_id == session_id), None)
+
     def has_any(self, key: ThreadKey) -> bool:
         """Whether a process is connected to this thread's session, or is just leaving it."""
         return key in self._warm or key in self._leaving.values()

@@ -9,6 +9,9 @@ from session_store import ThreadKey
 MAIN = ""
 """The path of a session's transcript; others are relative to the session's directory: `subagents/agent-a1.jsonl`."""
 
+ERASED_SECONDS = 30 * 86400.0
+"""For so long it is told that a session was deleted: a replica that is away for longer keeps its copy."""
+
 CHUNK_BYTES = 2**18
 """What a chunk holds at most, before it is sealed."""
 
@@ -95,6 +98,13 @@ class Chunks(Protocol):
 
     async def delete(self, session_id: str) -> None:
         """Remove a session's chunks and its outline."""
+        ...
+
+    async def erased(self, seconds: float) -> list[str]:
+        """The sessions that were deleted in the last so many seconds, of `ERASED_SECONDS` at most.
+
+        Whoever else has copies of them removes those.
+        """
         ...
 
     async def outlines(self, session_ids: Collection[str]) -> dict[str, SealedOutline]:

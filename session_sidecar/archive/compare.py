@@ -133,6 +133,12 @@ def forget(config: Path, session_id: str, seen: dict[str, Stamp]) -> bool:
     return True
 
 
+def erase(config: Path, session_id: str) -> None:
+    """Remove a session's files. Raises TranscriptsUnavailable."""
+    with files.saving():
+        remove(config / "projects", session_id)
+
+
 def by_path(stored: Sequence[ChunkHead]) -> dict[str, list[ChunkHead]]:
     """The chunks of each file."""
     return {path: list(heads) for path, heads in groupby(stored, lambda head: head.path)}

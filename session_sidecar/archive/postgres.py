@@ -7,7 +7,7 @@ from dataclasses import astuple
 from itertools import islice
 from typing import Any
 
-from session_sidecar.archive.chunks import Change, Chunk, ChunkHead, Position, Row, SealedOutline
+from session_sidecar.archive.chunks import ERASED_SECONDS, Change, Chunk, ChunkHead, Position, Row, SealedOutline
 from session_sidecar.archive.sealing import SALT_BYTES
 from session_store import ThreadKey
 from session_store.postgres.database import Connection, Database
@@ -38,8 +38,18 @@ ON CONFLICT (sdk_session_id) DO UPDATE
 SET resource_id = excluded.resource_id, key_id = excluded.key_id, data = excluded.data
 """
 _DELETE = """
-WITH outline AS (DELETE FROM session_outlines WHERE sdk_session_id = %(session_id)s)
+WITH outline AS (DELETE FROM session_outlines WHERE sdk_session_id = %(session_id)s), noted AS (
+    INSERT INTO erased_sessions (sdk_session_id, erased_at) VALUES (%(session_id)s, clock_timestamp())
+    ON CONFLICT (sdk_session_id) DO UPDATE SET erased_at = excluded.erased_at
+)
 DELETE FROM session_files WHERE sdk_session_id = %(session_id)s
+"""
+# Those that every replica has long heard of are forgotten.
+_ERASED = """
+WITH forgotten AS (
+    DELETE FROM erased_sessions WHERE erased_at < clock_timestamp() - make_interval(secs => %(longest)s)
+)
+SELECT sdk_session_id FROM erased_sessions WHERE erased_at > clock_timestamp() - make_interval(secs => %(seconds)s)
 """
 _OUTLINES = """
 SELECT sdk_session_id, resource_id, key_id, data FROM session_outlines WHERE sdk_session_id = ANY(%(session_ids)s)
@@ -109,6 +119,11 @@ class PostgresChunks:
     async def delete(self, session_id: str) -> None:
         """See Chunks."""
         await self._rows(_DELETE, session_id=session_id)
+
+    async def erased(self, seconds: float) -> list[str]:
+        """See Chunks."""
+        rows = await self._rows(_ERASED, seconds=min(seconds, ERASED_SECONDS), longest=ERASED_SECONDS)
+        return [session_id for (session_id,) in rows]
 
     async def outlines(self, session_ids: Collection[str]) -> dict[str, SealedOutline]:
         """See Chunks."""

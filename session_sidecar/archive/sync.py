@@ -104,6 +104,18 @@ class Archive:
                 session.whole = False
             return gone
 
+    async def erased(self, seconds: float) -> list[str]:
+        """The sessions that any replica has deleted in the last so many seconds; see `remove`."""
+        return await self._chunks.erased(seconds)
+
+    async def remove(self, session_id: str) -> None:
+        """Remove the files of a session that is stored no more. No process may have it."""
+        session = self._session(session_id)
+        async with session.lock:
+            if not await self._chunks.heads(session_id):
+                await _in_thread(partial(compare.erase, self._config, session_id))
+                self._sessions.pop(session_id, None)
+
     async def sessions_here(self) -> set[str]:
         """The sessions that have a transcript on this machine."""
         return set(await _in_thread(partial(all_sessions, self._config)))

@@ -105,6 +105,10 @@ class Fleet:
         """See Tenancy."""
         return await self._outlines.read([mapping.sdk_session_id for mapping in mappings])
 
+    async def bring(self, key: ThreadKey, session_id: str) -> None:
+        """See Tenancy."""
+        await self.outbox.archive.pull(session_id, key.resource_id, ours=True)
+
     async def erase(self, session_id: str) -> None:
         """See Tenancy."""
         await self.outbox.archive.delete(session_id)

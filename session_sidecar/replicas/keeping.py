@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+ERASED_SECONDS = 60.0  # between two questions for what others have deleted
+OVERLAP_SECONDS = 60.0  # asked for twice rather than not at all
 STORE_SECONDS = 2.0  # between two looks for what was written since the last one
 RENEWALS = 3  # while a lease lasts
 RETRY_SECONDS = 0.5  # after a renewal that failed
@@ -71,12 +74,15 @@ class Keeping:
             await asyncio.sleep(pause)
 
     async def _keep_storing(self) -> None:
-        recovered = False
+        recovered, asked = False, -math.inf
         while True:
             try:
                 if not recovered:
                     await self._recover()
                     recovered = True
+                if (now := boot_time()) >= asked + ERASED_SECONDS:
+                    await self._remove_erased(now - asked + OVERLAP_SECONDS)
+                    asked = now
                 await asyncio.gather(*(self._store(key) for key in self._leases.held()))
                 await self._forget_unused()
             except SessionMapError:
@@ -116,6 +122,14 @@ class Keeping:
             found += [row.key for row in rows if row.sdk_session_id in here]
             after = rows[-1].cursor
         return found
+
+    async def _remove_erased(self, seconds: float) -> None:
+        """Remove what is here of sessions that another replica has deleted."""
+        here = await self._outbox.archive.sessions_here()
+        for session_id in here.intersection(await self._outbox.archive.erased(seconds)):
+            if (key := self._occupants.has_session(session_id)) is not None:
+                await self._occupants.drop(key)
+            await self._outbox.archive.remove(session_id)
 
     async def _forget_unused(self) -> None:
         for session_id, key in self._outbox.unused():

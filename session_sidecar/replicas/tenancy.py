@@ -29,6 +29,10 @@ class Occupants(Protocol):
         """Whether a process that no turn has is connected to the thread's session."""
         ...
 
+    def has_session(self, session_id: str) -> ThreadKey | None:
+        """The thread of a process that no turn has, if one is connected to this session."""
+        ...
+
     def pause(self, key: ThreadKey) -> AbstractAsyncContextManager[None]:
         """Have the thread for a moment, ahead of those who wait for it."""
         ...
@@ -80,6 +84,10 @@ class Tenancy(Protocol):
         """What is known of these sessions without their transcripts; None where the transcripts are to be read."""
         ...
 
+    async def bring(self, key: ThreadKey, session_id: str) -> None:
+        """Have the transcript of a session here that no thread has, if it is stored: it is to be this thread's."""
+        ...
+
     async def erase(self, session_id: str) -> None:
         """Delete what is stored of a session elsewhere than in its transcript here, by whoever has its thread."""
         ...
@@ -121,6 +129,9 @@ class Alone:
     async def outlines(self, mappings: Sequence[SessionMapping]) -> list[Metadata] | None:
         """See Tenancy."""
         return None
+
+    async def bring(self, key: ThreadKey, session_id: str) -> None:
+        """See Tenancy."""
 
     async def erase(self, session_id: str) -> None:
         """See Tenancy."""

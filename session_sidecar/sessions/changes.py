@@ -140,6 +140,7 @@ class Changes:
                 return Session(mapping, running=False), False
             if mapping is not None:
                 raise ThreadExists("This thread has another session. Choose another `thread_id`, or delete this one.")
+            await self._tenancy.bring(key, session_id)
             if await self._transcripts.info(session_id) is None:
                 raise TranscriptMissing(
                     "There is no transcript of this session that could be resumed. "

@@ -27,6 +27,10 @@ class Occupancy:
         """Whether a process that no turn has is connected to the thread's session."""
         return self._processes.has(key)
 
+    def has_session(self, session_id: str) -> ThreadKey | None:
+        """The thread of a process that no turn has, if one is connected to this session."""
+        return self._processes.of_session(session_id)
+
     def pause(self, key: ThreadKey) -> contextlib.AbstractAsyncContextManager[None]:
         """Have the thread for a moment, ahead of those who wait for it."""
         return self._exclusion.pause(key)

@@ -143,6 +143,10 @@ class Processes:
         """Close the thread's process, if one is connected, and see it gone: its transcript is about to change."""
         await self._pool.drop(key)
 
+    def of_session(self, session_id: str) -> ThreadKey | None:
+        """The thread whose process is kept that is connected to this session."""
+        return self._pool.of_session(session_id)
+
     def has(self, key: ThreadKey) -> bool:
         """Whether a process of the thread is kept, or is just leaving."""
         return self._pool.has_any(key)
