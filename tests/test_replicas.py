@@ -52,6 +52,9 @@ async def test_a_turn_that_runs_elsewhere_makes_the_thread_busy_everywhere(
             busy = await other.chat("t", "me too")
             assert (busy.status_code, busy.json()["code"]) == (409, "thread_busy")
             assert (await get(other, "/v1/session", "t", metadata="false")).json()["status"] == "running"
+            assert not other.logged("turn")  # it is logged where it ran, and was refused
+            (asked,) = [line for line in other.logged("request") if line["path"] == "/v1/chat"]
+            assert asked["forwarded"] is True
             listed = await other.http.get("/v1/sessions", params={"resource_id": "alice"})
             assert [session["status"] for session in listed.json()["data"]] == ["running"]
             model.release()

@@ -41,6 +41,7 @@ class Forwarded(Response):
     ) -> None:
         """Forward `request`, whose call has noted what was `asked`; `otherwise` answers if that cannot be done."""
         self._request = request
+        request.state.log["forwarded"] = True
         self._there = there
         self._peers = peers
         self._tenancy = tenancy

@@ -46,6 +46,7 @@ class Fleet:
 
     async def enter(self, key: ThreadKey) -> SessionMapping | None:
         """See Tenancy."""
+        had = key in self.leases.held()
         try:
             async with self.changing(key):
                 lease = await self.leases.acquire(key)
@@ -60,7 +61,8 @@ class Fleet:
             self.outbox.use(session_id, key)
             await self.outbox.archive.pull(session_id, key.resource_id, ours=lease.was_ours)
         except BaseException:
-            await asyncio.shield(self._tasks.own(self._release(key)))
+            if not had:
+                await asyncio.shield(self._tasks.own(self._release(key)))
             raise
         return lease.mapping
 

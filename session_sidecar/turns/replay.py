@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from session_sidecar.errors import IdempotencyMismatch, ReplayGone, ThreadExists
+from session_sidecar.errors import HeldElsewhere, IdempotencyMismatch, ReplayGone, ThreadExists
 from session_sidecar.settings import Settings
 from session_sidecar.turns.events import EventLog
 from session_sidecar.turns.keys import KEY_SECONDS, digest, gone, mismatch
@@ -28,7 +28,7 @@ MAX_KEYS = 10_000
 TURN_BYTES = 5 * 2**10
 SWEEP_SECONDS = 1.0
 # What was refused for the sake of the thread that it would make, or of its key, is no turn of the thread.
-_REFUSED = (ThreadExists, IdempotencyMismatch, ReplayGone)
+_REFUSED = (ThreadExists, IdempotencyMismatch, ReplayGone, HeldElsewhere)
 
 _Key = tuple[str, str]
 

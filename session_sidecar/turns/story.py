@@ -10,7 +10,7 @@ from session_sidecar.agent.agents import Launch
 from session_sidecar.agent.messages import Message, is_init, says_session
 from session_sidecar.agent.process import AgentProcess, Prompt
 from session_sidecar.agent.transcripts import NOTHING, Revision
-from session_sidecar.errors import AgentFailed, LeaseLost, SessionNotFound, public_error
+from session_sidecar.errors import AgentFailed, HeldElsewhere, LeaseLost, SessionNotFound, public_error
 from session_sidecar.observe.metrics import Metrics
 from session_sidecar.replicas.tenancy import Tenancy
 from session_sidecar.settings import Settings
@@ -195,7 +195,9 @@ class Story:
             return False
 
     def _note(self, turn: Turn, **more: object) -> None:
-        """Log how a turn has ended, and count it."""
+        """Log how a turn has ended, and count it. One that is another replica's is logged and counted there."""
+        if isinstance(turn.error, HeldElsewhere):
+            return
         summary = turn.summary()
         level = logging.WARNING if turn.status == "failed" else logging.INFO
         logger.log(level, "turn", extra={"fields": {**summary, **more}})
