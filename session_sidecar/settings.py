@@ -123,7 +123,11 @@ class Settings(BaseModel):
         except ValidationError as error:
             first = error.errors()[0]
             name = str(first["loc"][0])
-            complaint = _no_such(name, cls.model_fields) if first["type"] == "extra_forbidden" else first["msg"]
+            complaint = (
+                _no_such(name, cls.model_fields)
+                if first["type"] == "extra_forbidden"
+                else first["msg"].removeprefix("Value error, ")
+            )
             raise SettingsError(f"{ENV_PREFIX}{name.upper()}: {complaint}") from None
 
     @field_validator("hosts")
