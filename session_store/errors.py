@@ -24,5 +24,9 @@ class StoreUnusable(SessionMapError):
     """The session map cannot be opened: see the message of whoever opened it."""
 
 
+class StoreMissing(StoreUnusable):
+    """There is no session map in this database yet: start the sidecar on it once."""
+
+
 class StoreInUse(StoreUnusable):
     """Another process has the session map: stop that one first."""

@@ -1,11 +1,13 @@
 """The words of the session map, and what any keeper of it promises."""
 
-from dataclasses import dataclass
+from collections.abc import AsyncIterator
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Protocol
+from typing import Any, Protocol
 
 from session_store.turn_keys import TurnKeys
 
+_BATCH = 200
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 LAST_MOMENT = 2**63 - 1
 """The largest time, in microseconds, that a position can have."""
@@ -54,12 +56,23 @@ class SessionMapping:
     @property
     def cursor(self) -> Cursor:
         """The position of this row: a page after it goes on with the next one."""
-        return Cursor((self.created_at - _EPOCH) // timedelta(microseconds=1), self.thread_id, self.resource_id)
+        return Cursor(microseconds(self.created_at), self.thread_id, self.resource_id)
 
 
 def moment(microseconds: int) -> datetime:
     """Give the UTC time so many microseconds after the epoch, exactly: no float in between."""
     return _EPOCH + timedelta(microseconds=microseconds)
+
+
+def microseconds(moment: datetime) -> int:
+    """Give the microseconds after the epoch of a time that `moment` gave."""
+    return (moment - _EPOCH) // timedelta(microseconds=1)
+
+
+def columns_of(mapping: SessionMapping) -> dict[str, Any]:
+    """Give what a row of a database has of a mapping, by the names of its columns."""
+    times = {"created_at": microseconds(mapping.created_at), "updated_at": microseconds(mapping.updated_at)}
+    return asdict(mapping) | times
 
 
 class SessionMap(Protocol):
@@ -141,3 +154,23 @@ class SessionMap(Protocol):
         Every other call raises StoreUnavailable from here on.
         """
         ...
+
+
+class Movable(SessionMap, Protocol):
+    """A SessionMap that mappings can be brought to from another one, as they are there."""
+
+    async def bring(self, mapping: SessionMapping, *, settled: int = 0) -> None:
+        """Map a thread that is not mapped, with the version and the times of a mapping, and whom it was forked from.
+
+        `settled` is the size of its transcript. Raises ThreadMapped, SessionMapped.
+        """
+        ...
+
+
+async def walk(session_map: SessionMap) -> AsyncIterator[SessionMapping]:
+    """All mappings, the oldest first: a thread comes before its forks. Raises StoreUnavailable."""
+    after = None
+    while rows := await session_map.page(None, limit=_BATCH, after=after, descending=False):
+        for row in rows:
+            yield row
+        after = rows[-1].cursor

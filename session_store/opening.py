@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from session_store.errors import StoreUnusable
 from session_store.leases import GRACE_SECONDS, TTL_SECONDS
-from session_store.mapping import SessionMap
+from session_store.mapping import Movable
 from session_store.sqlite import SqliteSessionMap
 from session_store.sqlite.file import copy_database, reserved
 
@@ -23,7 +23,7 @@ async def open_session_map(
     *,
     read_only: bool = False,
     observe: Callable[[str, float], object] = lambda *_: None,
-) -> SessionMap:
+) -> Movable:
     """Open the session map at `sqlite://` and an absolute path, or at a URL of libpq; it is made if it is not there.
 
     With `read_only`, beside the process that owns it. Raises StoreUnusable, having changed nothing. `observe` is told

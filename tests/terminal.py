@@ -63,8 +63,9 @@ async def _run(*arguments: str, stdin: str, env: dict[str, str]) -> Ended:
 class Terminal:
     """One command on a terminal of its own, 120 columns wide. Use it as a context."""
 
-    def __init__(self, url: str, *arguments: str) -> None:
+    def __init__(self, url: str, *arguments: str, **env: str) -> None:
         self._url = url
+        self._env = env
         self._arguments = arguments
         self._raw = ""
         self._read = 0
@@ -74,7 +75,10 @@ class Terminal:
         self._person, its_side = os.openpty()
         termios.tcsetwinsize(its_side, (40, 120))
         self.process = await asyncio.create_subprocess_exec(
-            PROGRAM, *self._arguments, env=environment(self._url), preexec_fn=lambda: os.login_tty(its_side)
+            PROGRAM,
+            *self._arguments,
+            env=environment(self._url, **self._env),
+            preexec_fn=lambda: os.login_tty(its_side),
         )
         os.close(its_side)
         asyncio.get_running_loop().add_reader(self._person, self._take)

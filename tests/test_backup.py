@@ -1,6 +1,7 @@
 """Backups: taken beside turns that run, whole or not there at all, and what is made of one goes on anywhere."""
 
 import asyncio
+import base64
 import json
 import os
 import re
@@ -392,7 +393,7 @@ async def test_nothing_is_restored_over_conversations_or_from_what_is_not_whole(
     assert not elsewhere.exists()
     aside.rename(lost)
     note = json.loads((copy / "backup.json").read_text())
-    (copy / "backup.json").write_text(json.dumps({**note, "format": 2, "made_by": "9.9.9"}))
+    (copy / "backup.json").write_text(json.dumps({**note, "format": 3, "made_by": "9.9.9"}))
     refused(await command("", "restore", "--home", str(elsewhere), str(copy)), "made by version 9.9.9")
 
 
@@ -428,3 +429,40 @@ async def test_the_examples_of_the_help_work_as_they_stand(home: Path, tmp_path:
             ended = await shell("", f"cd {tmp_path} && {example}")
             assert ended.code == 0, (example, ended)
     assert transcripts(tmp_path / "elsewhere").keys() == transcripts(tmp_path / "var").keys()
+
+
+async def test_what_is_stored_sealed_is_in_the_backup_taken_beside_turns(
+    home: Path, model_env: dict[str, str], tmp_path: Path
+) -> None:
+    keys = {"SIDECAR_ENCRYPTION_KEYS": f"k1:{base64.b64encode(bytes(32)).decode()}"}
+    assert (await command("", "rotate", "--home", str(home), **keys)).code == 0
+    copy, elsewhere = tmp_path / "copy", tmp_path / "elsewhere"
+    async with Sidecar(home, {**model_env, **COLD, **keys}) as sidecar:
+        await sidecar.say("t1", "I like tea")
+        talking = asyncio.create_task(sidecar.say("t2", "[[pace 0.05]] a long answer"))
+        made = await back_up(home, copy)
+        await talking
+    assert (made["mappings"], made["transcripts"], made["format"]) == (2, 2, 2)
+    assert stat.S_IMODE((copy / "transcripts.db").stat().st_mode) == 0o600
+    assert [path.name for path in copy.glob("transcripts.db*")] == ["transcripts.db"]
+    ended = await command("", "doctor", "--json", "--home", str(copy), **keys)
+    assert json.loads(ended.out)["findings"] == []
+    assert (await restore(copy, elsewhere))["transcripts"] == 2
+    async with Sidecar(elsewhere, {**model_env, **COLD, **keys}) as restored:
+        assert "First: My name is Ada; last: And?" in await restored.say("t1", "And?")
+        assert "First: My name is Ada; last: And?" in await restored.say("t2", "And?")
+    (elsewhere / "sidecar.db").unlink()
+    refused(await command("", "restore", "--home", str(elsewhere), str(copy)), "holds conversations")
+    (copy / "transcripts.db").unlink()
+    refused(
+        await command("", "restore", "--home", str(tmp_path / "new"), str(copy)), "does not hold what was backed up"
+    )
+
+
+async def test_of_a_database_that_replicas_share_its_own_tools_make_copies(home: Path, tmp_path: Path) -> None:
+    shared = {"SIDECAR_DATABASE": "postgresql://nobody@127.0.0.1:1/none"}
+    copy = tmp_path / "copy"
+    refused(await command("", "backup", "--home", str(home), str(copy), **shared), "use pg_dump")
+    await back_up(home, copy)
+    refused(await command("", "restore", "--home", str(tmp_path / "new"), str(copy), **shared), "use pg_restore")
+    assert {path.name for path in tmp_path.iterdir()} == {"home", "copy"}

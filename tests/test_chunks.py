@@ -1,10 +1,12 @@
 """What every keeper of chunks promises. Another one joins by one more entry in KEEPERS."""
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Final
 
+import psycopg
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -14,7 +16,6 @@ from session_sidecar.archive.postgres import PostgresChunks
 from session_sidecar.archive.rotation import Progress, rotate
 from session_sidecar.archive.sealing import KEY_BYTES, SALT_BYTES, Keyring, Seal
 from session_sidecar.archive.sqlite import SqliteChunks
-from session_sidecar.errors import KeyMissing
 from session_store import StoreUnavailable, StoreUnusable, ThreadKey
 from session_store.postgres import PostgresSessionMap
 from tests.archive import KEY, Keeper, a_session, in_postgres, in_sqlite
@@ -124,13 +125,13 @@ async def test_an_outline_is_the_last_one_written(kept: Keeper, session: str) ->
     assert await kept.chunks.outlines([]) == {}
 
 
-async def test_a_resource_has_one_salt_until_it_is_forgotten(chunks: Chunks) -> None:
+async def test_a_resource_has_one_salt_until_it_is_forgotten(kept: Keeper, chunks: Chunks) -> None:
     salt = await chunks.salt("alice")
     assert len(salt) == SALT_BYTES
     assert await chunks.salt("alice") == salt
     assert await chunks.salt("bob") != salt
     assert await chunks.salts(["alice", "carol"]) == {"alice": salt}
-    await chunks.forget_salt("alice")
+    await forget(kept)
     assert await chunks.salts(["alice"]) == {}
     assert await chunks.salt("alice") != salt
 
@@ -255,21 +256,58 @@ async def test_what_a_turn_writes_meanwhile_is_not_written_over(kept: Keeper, se
     assert await read(kept.chunks, session) == [turns]
 
 
-async def test_sealing_anew_without_the_old_key_says_so_and_destroys_nothing(kept: Keeper, session: str) -> None:
+async def test_what_does_not_open_is_named_and_left_while_the_rest_is_sealed_anew(kept: Keeper, session: str) -> None:
     await store(kept, session, Keyring({"old": OLD}), [b"text"])
-    before = await read(kept.chunks, session)
-    with pytest.raises(KeyMissing, match="'old'"):
-        [_ async for _ in rotate(kept.chunks, Keyring({"new": NEW}))]
+    before, readable = await read(kept.chunks, session), a_session()
+    await store(kept, readable, Keyring({"else": NEW}), [b"text"])
+    *_, last = [step async for step in rotate(kept.chunks, Keyring({"new": NEW, "else": NEW}))]
+    assert last == Progress(2, 4, unreadable=2)
+    assert last.why.keys() == {session}
+    assert "'old'" in last.why[session]
     assert await read(kept.chunks, session) == before
+    assert [chunk.head.key_id for chunk in await read(kept.chunks, readable)] == ["new"]
     with pytest.raises(ValueError, match="no key"):
         [_ async for _ in rotate(kept.chunks, Keyring())]
 
 
 async def test_what_nobody_can_read_any_more_is_counted_and_left(kept: Keeper, session: str) -> None:
     await store(kept, session, Keyring({"old": OLD}), [b"text"])
-    await kept.chunks.forget_salt("alice")
+    await forget(kept)
     steps = [step async for step in rotate(kept.chunks, Keyring({"new": NEW, "old": OLD}))]
     assert steps[-1] == Progress(0, 2, unreadable=2)
+    assert "was deleted" in steps[-1].why[session]
+
+
+async def test_the_key_of_a_resource_that_has_a_thread_stays_where_replicas_share_it(kept: Keeper) -> None:
+    salt = await kept.chunks.salt("alice")
+    assert await kept.chunks.forget_salt("alice") == (kept.leases is None)
+    assert (await kept.chunks.salt("alice") == salt) == (kept.leases is not None)
+
+
+async def test_a_thread_that_is_just_being_mapped_keeps_the_key_of_its_resource(database: str) -> None:
+    """What it says would be sealed with it."""
+    waits = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'session_mappings'::regclass"
+    async with in_postgres(database) as kept, await psycopg.AsyncConnection.connect(database) as mapping:
+        await kept.chunks.salt("bob")
+        await mapping.execute(
+            "INSERT INTO session_mappings (thread_id, resource_id, sdk_session_id, created_at, updated_at, fence)"
+            " VALUES ('t', 'bob', 's', 0, 0, 1)"
+        )
+        forgetting = asyncio.create_task(kept.chunks.forget_salt("bob"))
+        async with await psycopg.AsyncConnection.connect(database, autocommit=True) as looking:
+            while await (await looking.execute(waits)).fetchone() != (1,):
+                assert not forgetting.done()
+        await mapping.commit()
+        assert not await forgetting
+        assert await kept.chunks.salts(["bob"])
+
+
+async def forget(kept: Keeper) -> None:
+    """Forget the key of KEY's resource, which has no thread any more."""
+    if kept.leases is not None:
+        await kept.leases.remove(KEY)
+    assert await kept.chunks.forget_salt("alice")
+    assert not await kept.chunks.forget_salt("alice")
 
 
 # --- the file of SQLite

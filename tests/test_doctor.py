@@ -1,6 +1,7 @@
 """The doctor: finds what the session map and the disk do not agree on, and mends it without losing anything unasked."""
 
 import asyncio
+import base64
 import json
 import os
 import pty
@@ -13,9 +14,13 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 
+from session_store.postgres.migrations import migrate
 from tests.faults import FaultyModel
+from tests.modes import COLD
+from tests.replicas import Make as Fleet
 from tests.server import SECONDS, Sidecar, gone
 from tests.terminal import command
 
@@ -24,15 +29,15 @@ pytestmark = pytest.mark.long  # `make test-all`
 Make = Callable[..., Sidecar]
 
 
-async def run(home: Path, *options: str, stdin: int = asyncio.subprocess.DEVNULL) -> tuple[int, str]:
+async def run(home: Path, *options: str, stdin: int = asyncio.subprocess.DEVNULL, **env: str) -> tuple[int, str]:
     """`session-sidecar doctor`: its exit status and what it printed."""
     process = await asyncio.create_subprocess_exec(
         str(Path(sys.executable).with_name("session-sidecar")),
         *("doctor", "--home", str(home), *options),
         stdin=stdin,
         stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-        env={k: v for k, v in os.environ.items() if not k.startswith("SIDECAR_")},
+        stderr=asyncio.subprocess.DEVNULL if "--json" in options else asyncio.subprocess.STDOUT,
+        env={k: v for k, v in os.environ.items() if not k.startswith("SIDECAR_")} | env,
     )
     async with asyncio.timeout(SECONDS):
         out, _ = await process.communicate()
@@ -40,9 +45,9 @@ async def run(home: Path, *options: str, stdin: int = asyncio.subprocess.DEVNULL
     return process.returncode, out.decode()
 
 
-async def report(home: Path, *options: str) -> dict[str, Any]:
+async def report(home: Path, *options: str, **env: Any) -> dict[str, Any]:
     """What `--json` says; its exit status tells the same."""
-    ended = await command("", "doctor", "--home", str(home), "--json", *options)
+    ended = await command("", "doctor", "--home", str(home), "--json", *options, **env)
     found: dict[str, Any] = json.loads(ended.out)
     assert ended.code == (0 if found["healthy"] else 1)
     return found
@@ -238,3 +243,57 @@ async def test_beside_a_running_sidecar_it_reads_and_does_not_mend(
         assert "First: Hello" in await sidecar.say("new", "And?")
         (sidecar.home / "claude" / "settings.json").write_text('{"cleanupPeriodDays": 1}')
         assert kinds(await report(sidecar.home)) == ["sweeping"]
+
+
+async def test_what_is_stored_sealed_is_not_gone(home: Path) -> None:
+    keys = {"SIDECAR_ENCRYPTION_KEYS": f"k1:{base64.b64encode(bytes(32)).decode()}"}
+    assert (await command("", "rotate", "--home", str(home), **keys)).code == 0
+    for options in ((), ("--fix",)):
+        found = await report(home, *options, **keys)
+        assert (found["healthy"], found["mappings"], found["transcripts"], found["findings"]) == (True, 2, 2, [])
+        (finding,) = (await report(home, *options))["findings"]
+        assert (finding["kind"], finding["key_id"], finding["conversations"]) == ("key_missing", "k1", 2)
+    with closing(sqlite3.connect(home / "transcripts.db")) as database, database:
+        database.execute("DELETE FROM session_files WHERE rowid = 1")
+    assert kinds(await report(home, **keys)) == ["dead_mapping"]
+    change(home, "UPDATE session_mappings SET updated_at = 0")  # beside a running one, what was just used is left out
+    async with Sidecar(home, {**os.environ, **COLD, **keys, "SIDECAR_MODEL": "offline"}):
+        assert kinds(await report(home, **keys)) == ["dead_mapping"]
+
+
+async def test_of_a_replica_it_knows_what_is_stored_and_destroys_nothing(
+    home: Path, database: str, some_replicas: Fleet, model: FaultyModel
+) -> None:
+    shared: dict[str, Any] = {"SIDECAR_DATABASE": database}
+    status, out = await run(home, **shared)
+    assert (status, "no sidecar has run here" in out) == (2, True)
+    async with some_replicas(2) as (one, other):
+        await one.say("t", "Hello")
+        async with one.stream("new", "Hello [[hold 1]]") as stream:
+            await stream.until_text()
+            for replica in (one, other):
+                found = await report(replica.home, **shared)
+                assert (found["healthy"], found["mappings"], found["findings"]) == (True, 2, [])
+                assert "is in use by another process" in found["in_use"]
+            assert (await run(one.home, "--fix", **shared))[0] == 2
+            model.release()
+            await stream.rest()
+    found = await report(one.home, "--fix", **shared)
+    assert (found["healthy"], found["mappings"], found["transcripts"], found["in_use"]) == (True, 2, 2, None)
+    with psycopg.connect(database) as connection:
+        connection.execute("DELETE FROM session_files")
+    assert (await report(one.home, "--fix", **shared))["healthy"]  # it has them here, and stores them again
+    (finding, _) = (await report(other.home, "--fix", **shared))["findings"]
+    assert (finding["kind"], finding["fixed"]) == ("dead_mapping", False)
+    assert "no transcript of it is stored" in finding["what"]
+
+
+async def test_threads_that_are_yet_to_be_imported_have_their_transcripts(home: Path, database: str) -> None:
+    (home / "replica").touch()
+    env = {"SIDECAR_DATABASE": database}
+    assert kinds(await report(home, **env)) == ["database"]  # there is nothing in it yet
+    async with await psycopg.AsyncConnection.connect(database) as connection:
+        await migrate(connection)
+    found = await report(home, "--fix", **env)
+    assert (found["healthy"], found["mappings"], found["findings"]) == (True, 0, [])
+    assert len(list(home.glob("claude/projects/*/*.jsonl"))) == 2

@@ -30,7 +30,7 @@ async def test_a_replica_that_has_the_thread_again_keeps_its_process(some_replic
         await replicas[1].say("t", "three")
         await let_go(replicas[0], "t")
         await replicas[0].say("t", "four")
-        await replicas[0].until_logged("turn", process="cold")
+        await replicas[0].until_logged("turn", outcome="resumed", process="cold")
         came = [line["process"] for line in replicas[0].logged("turn")]
     assert came[1:] == ["warm", "cold"]
 

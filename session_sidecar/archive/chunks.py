@@ -119,8 +119,11 @@ class Chunks(Protocol):
         """The salt of a resource, made at random where there was none."""
         ...
 
-    async def forget_salt(self, resource_id: str) -> None:
-        """Remove a resource's salt: nothing that is sealed for it can be read any more, by anyone."""
+    async def forget_salt(self, resource_id: str) -> bool:
+        """Remove a resource's salt: nothing that is sealed for it can be read any more, by anyone.
+
+        Whether it did: a keeper that several replicas use leaves it where a thread of the resource is mapped.
+        """
         ...
 
     async def count_sealed_otherwise(self, key_id: str) -> int:

@@ -56,7 +56,14 @@ SELECT sdk_session_id, resource_id, key_id, data FROM session_outlines WHERE sdk
 """
 _SALTS = "SELECT resource_id, salt FROM resource_keys WHERE resource_id = ANY(%(resource_ids)s)"
 _ADD_SALT = "INSERT INTO resource_keys (resource_id, salt) VALUES (%(resource_id)s, %(salt)s) ON CONFLICT DO NOTHING"
-_FORGET_SALT = "DELETE FROM resource_keys WHERE resource_id = %(resource_id)s RETURNING 1"
+# Nobody may map a thread between the look and the deletion: what it says would be sealed with a key that is gone.
+_NO_NEW_THREAD = "SET LOCAL lock_timeout = 3000; LOCK TABLE session_mappings IN SHARE MODE"
+_FORGET_SALT = """
+DELETE FROM resource_keys WHERE resource_id = %(resource_id)s
+    AND NOT EXISTS (SELECT 1 FROM session_mappings WHERE resource_id = %(resource_id)s)
+RETURNING 1
+"""
+_MAPPED = "SELECT 1 FROM session_mappings WHERE sdk_session_id = %(session_id)s"
 
 _COUNT_OTHER = """
 SELECT (SELECT count(*) FROM session_files WHERE key_id IS DISTINCT FROM %(key_id)s)
@@ -116,6 +123,15 @@ class PostgresChunks:
             await _change(connection, session_id, key.resource_id, change)
         return True
 
+    async def fill(self, session_id: str, resource_id: str, change: Change) -> bool:
+        """Make a change to a session that no thread has yet, so that no fence guards it; False if one has it."""
+        async with self._database.transaction() as connection:
+            mapped = await connection.execute(_MAPPED.encode(), {"session_id": session_id})
+            if await mapped.fetchone() is not None:
+                return False
+            await _change(connection, session_id, resource_id, change)
+        return True
+
     async def delete(self, session_id: str) -> None:
         """See Chunks."""
         await self._rows(_DELETE, session_id=session_id)
@@ -139,9 +155,12 @@ class PostgresChunks:
         await self._rows(_ADD_SALT, resource_id=resource_id, salt=os.urandom(SALT_BYTES))
         return (await self.salts([resource_id]))[resource_id]
 
-    async def forget_salt(self, resource_id: str) -> None:
+    async def forget_salt(self, resource_id: str) -> bool:
         """See Chunks. The server's own old row versions, its log and its backups keep it until they are gone."""
-        await self._rows(_FORGET_SALT, resource_id=resource_id)
+        async with self._database.transaction() as connection:
+            await connection.execute(_NO_NEW_THREAD.encode())
+            forgotten = await connection.execute(_FORGET_SALT.encode(), {"resource_id": resource_id})
+            return await forgotten.fetchone() is not None
 
     async def count_sealed_otherwise(self, key_id: str) -> int:
         """See Chunks."""

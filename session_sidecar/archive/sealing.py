@@ -63,6 +63,10 @@ class Keyring:
         """The ID of the key that writes; None if nothing is sealed."""
         return next(iter(self._keys), None)
 
+    def __contains__(self, key_id: str | None) -> bool:
+        """Whether what is sealed with this key could be opened; what is not sealed can."""
+        return key_id is None or key_id in self._keys
+
     def seal_of(self, resource_id: str, salt: bytes | None) -> "Seal":
         """What seals and opens for one resource; without its salt it only opens what is plain."""
         return Seal(self._keys, resource_id, salt)

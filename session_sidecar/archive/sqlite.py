@@ -6,8 +6,9 @@ All of a call is done in one hop to the one thread that has the connection: a ca
 import asyncio
 import os
 import sqlite3
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import astuple
 from functools import partial
 from pathlib import Path
@@ -76,24 +77,29 @@ class SqliteChunks:
     @classmethod
     def open(cls, file: Path) -> Self:
         """Open the file, or make one there; it blocks. Whoever has the home's lock may. Raises StoreUnusable."""
-        try:
+        with _usable(file), ExitStack() as undo:
             os.close(os.open(file, os.O_RDWR | os.O_CREAT, 0o600))  # SQLite makes those beside it like this one
             connection = sqlite3.connect(
                 file, timeout=BUSY_TIMEOUT_MS / 1000, isolation_level=None, check_same_thread=False
             )
-        except OSError as error:
-            raise StoreUnusable(f"{file} cannot be used ({error.strerror}): see to that") from error
-        try:
+            undo.callback(connection.close)
             _refuse_newer(file, connection)
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = FULL")
             connection.execute("PRAGMA secure_delete = ON")  # a deleted salt is to be gone
             connection.executescript(_SCHEMA)
-        except BaseException as error:
-            connection.close()
-            if isinstance(error, sqlite3.Error):
-                raise StoreUnusable(f"{file} cannot be used: {translated(error)}") from error
-            raise
+            undo.pop_all()
+        return cls(connection)
+
+    @classmethod
+    def peek(cls, file: Path) -> Self:
+        """Open the file to read it only, beside the process that has it; it blocks. Raises StoreUnusable."""
+        with _usable(file), ExitStack() as undo:
+            uri = f"{file.absolute().as_uri()}?mode=ro"
+            connection = sqlite3.connect(uri, uri=True, timeout=BUSY_TIMEOUT_MS / 1000, check_same_thread=False)
+            undo.callback(connection.close)
+            _refuse_newer(file, connection)
+            undo.pop_all()
         return cls(connection)
 
     async def heads(self, session_id: str) -> list[ChunkHead]:
@@ -147,14 +153,15 @@ class SqliteChunks:
         )
         return (await self.salts([resource_id]))[resource_id]
 
-    async def forget_salt(self, resource_id: str) -> None:
+    async def forget_salt(self, resource_id: str) -> bool:
         """See Chunks. It is gone from the file's free pages and its log, too."""
 
-        def forget() -> None:
-            self._execute("DELETE FROM resource_keys WHERE resource_id = ?", resource_id)
+        def forget() -> bool:
+            forgotten = self._execute("DELETE FROM resource_keys WHERE resource_id = ?", resource_id).rowcount == 1
             self._execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            return forgotten
 
-        await self._do(forget)
+        return await self._do(forget)
 
     async def count_sealed_otherwise(self, key_id: str) -> int:
         """See Chunks."""
@@ -225,6 +232,34 @@ class SqliteChunks:
 
 
 _OUTLINES = "\U0010ffff"  # in a position: behind every session
+
+
+def copy_chunks(file: Path, target: Path) -> set[str]:
+    """Copy the file, as it is at one moment, to a new one; which sessions it has. It blocks.
+
+    Whoever has it open goes on meanwhile. The copy needs no file beside it, and is on the disk. Raises StoreUnusable.
+    """
+    with _usable(target):
+        os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+    uri = f"{file.absolute().as_uri()}?mode=ro"
+    with _usable(file), closing(sqlite3.connect(uri, uri=True)) as source, closing(sqlite3.connect(target)) as copy:
+        _refuse_newer(file, source)
+        source.backup(copy)
+        copy.execute("PRAGMA journal_mode = DELETE")
+        (found,) = copy.execute("PRAGMA quick_check(1)").fetchone()
+        if found != "ok":
+            raise StoreUnusable(f"{file} is damaged ({' '.join(found.split())}): restore a backup")
+        return {session_id for (session_id,) in copy.execute("SELECT DISTINCT sdk_session_id FROM session_files")}
+
+
+@contextmanager
+def _usable(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StoreUnusable(f"{file} cannot be used ({error.strerror}): see to that") from error
+    except sqlite3.Error as error:
+        raise StoreUnusable(f"{file} cannot be used: {translated(error)}") from error
 
 
 def _refuse_newer(file: Path, connection: sqlite3.Connection) -> None:

@@ -99,7 +99,7 @@ class Archive:
         async with session.lock:
             if not session.whole or session.stored is None:
                 return False
-            gone = await _in_thread(partial(compare.forget, self._config, session_id, session.seen))
+            gone = await in_thread(partial(compare.forget, self._config, session_id, session.seen))
             if gone:
                 session.whole = False
             return gone
@@ -113,12 +113,12 @@ class Archive:
         session = self._session(session_id)
         async with session.lock:
             if not await self._chunks.heads(session_id):
-                await _in_thread(partial(compare.erase, self._config, session_id))
+                await in_thread(partial(compare.erase, self._config, session_id))
                 self._sessions.pop(session_id, None)
 
     async def sessions_here(self) -> set[str]:
         """The sessions that have a transcript on this machine."""
-        return set(await _in_thread(partial(all_sessions, self._config)))
+        return set(await in_thread(partial(all_sessions, self._config)))
 
     async def delete(self, session_id: str) -> None:
         """Remove what is stored of a session; its files here are left to whoever removes those."""
@@ -149,7 +149,7 @@ class Archive:
         seal = await self._seal(session, key.resource_id, writing=True)
         stored = session.stored
         look = partial(compare.grown, self._config, session_id, stored, session.seen, seal)
-        kept, grown, seen = await _in_thread(look)
+        kept, grown, seen = await in_thread(look)
         if MAIN not in seen and any(head.path == MAIN for head in stored):
             session.refusal = _lost  # a CLI that goes on would begin the file anew, with what is stored not in it
             raise _lost()
@@ -184,7 +184,7 @@ class Archive:
             ours
             and session.whole
             and session.refusal is None
-            and await _in_thread(partial(compare.has_main, self._config, session_id))
+            and await in_thread(partial(compare.has_main, self._config, session_id))
         ):
             return
         session.whole, session.stored, session.seen, session.seal = False, None, {}, None
@@ -192,12 +192,10 @@ class Archive:
             try:
                 stored = await self._chunks.heads(session_id)
                 seal = await self._seal(session, resource_id)
-                for batch in _batches(
-                    await _in_thread(partial(compare.missing, self._config, session_id, stored, seal))
-                ):
+                for batch in batches(await in_thread(partial(compare.missing, self._config, session_id, stored, seal))):
                     found = await self._chunks.read(session_id, batch)
-                    await _in_thread(partial(compare.take, self._config, session_id, batch, found, seal, ours=ours))
-                session.seen = await _in_thread(partial(compare.trim, self._config, session_id, stored, ours=ours))
+                    await in_thread(partial(compare.take, self._config, session_id, batch, found, seal, ours=ours))
+                session.seen = await in_thread(partial(compare.trim, self._config, session_id, stored, ours=ours))
             except Moved:
                 continue
             session.whole, session.stored, session.refusal = True, stored, None
@@ -225,7 +223,8 @@ class Archive:
         return session
 
 
-def _batches(heads: Sequence[ChunkHead]) -> Iterator[list[ChunkHead]]:
+def batches(heads: Sequence[ChunkHead]) -> Iterator[list[ChunkHead]]:
+    """Chunks in such portions as may be read at once."""
     batch, size = list[ChunkHead](), 0
     for head in heads:
         if batch and size + head.length > _BATCH_BYTES:
@@ -237,7 +236,7 @@ def _batches(heads: Sequence[ChunkHead]) -> Iterator[list[ChunkHead]]:
         yield batch
 
 
-async def _in_thread(work: Callable[[], T]) -> T:
+async def in_thread(work: Callable[[], T]) -> T:
     """Do what blocks, to its end: nobody may begin with the same files while a cancelled caller's thread has them."""
     done = asyncio.ensure_future(asyncio.to_thread(work))
     try:

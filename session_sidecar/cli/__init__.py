@@ -1,16 +1,29 @@
 """The command line: `session-sidecar`."""
 
 import importlib
+import sys
+from collections.abc import Coroutine
 from pathlib import Path
+from typing import Any, TypeVar
 
 import click
 
-# The operator's, each in a module of its name; the others call a running sidecar.
-OPERATORS = ("serve", "token", "doctor", "config", "backup", "restore")
+T = TypeVar("T")
+
+# The operator's, each with its module and its name there; the others call a running sidecar.
+OPERATORS = {
+    **{name: (name, name) for name in ("serve", "token", "doctor", "config", "backup", "restore")},
+    "import": ("moving", "import_"),
+    "export": ("moving", "export"),
+    "rotate": ("keys", "rotate"),
+    "forget-key": ("keys", "forget_key"),
+}
 
 home_option = click.option(
     "--home", type=click.Path(path_type=Path, file_okay=False), help="Where everything is kept. [default: var]"
 )
+
+database_option = click.option("--database", metavar="URL", help="postgresql://… [default: SIDECAR_DATABASE]")
 
 
 class _Main(click.Group):
@@ -22,8 +35,32 @@ class _Main(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in OPERATORS:
             return _calls().get_command(ctx, cmd_name)
-        command: click.Command = getattr(importlib.import_module(f"{__name__}.{cmd_name}"), cmd_name)
+        module, name = OPERATORS[cmd_name]
+        command: click.Command = getattr(importlib.import_module(f"{__name__}.{module}"), name)
         return command
+
+
+def finish(work: Coroutine[Any, Any, T]) -> T:
+    """Do what takes long and can be broken off. What it raises ends the command in one line, Ctrl-C with 130."""
+    import asyncio  # noqa: PLC0415
+
+    from session_sidecar.client import show  # noqa: PLC0415
+    from session_sidecar.client.http import Interrupted  # noqa: PLC0415
+    from session_sidecar.errors import SidecarError  # noqa: PLC0415
+    from session_sidecar.settings import SettingsError  # noqa: PLC0415
+    from session_store import SessionMapError  # noqa: PLC0415
+
+    try:
+        return asyncio.run(work)
+    except KeyboardInterrupt:
+        show.note("broken off; it goes on where it was when it is run again")
+        sys.exit(Interrupted.exit_code)
+    except SidecarError as error:
+        raise click.ClickException(str(error.detail)) from None
+    except SettingsError as error:
+        raise click.UsageError(str(error)) from None
+    except (SessionMapError, OSError) as error:
+        raise click.ClickException(str(error)) from None
 
 
 def _calls() -> click.Group:

@@ -14,7 +14,8 @@ def backup(*, directory: Path, home: Path | None) -> None:
     """Copy the home to DIRECTORY, beside a running sidecar too. DIRECTORY is there once all is in it.
 
     It holds the mappings, the transcripts, the workspace and the settings files of the CLI; no login, no cache, no
-    lock. As the home does, it holds what people have said: only its owner can read it.
+    lock. As the home does, it holds what people have said: only its owner can read it. What is sealed in the home is
+    sealed in it, and the keys of SIDECAR_ENCRYPTION_KEYS are not in it. For PostgreSQL there is pg_dump.
 
     \b
     Examples:

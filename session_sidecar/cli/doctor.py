@@ -26,6 +26,8 @@ def doctor(ctx: click.Context, *, home: Path | None, fix: bool, as_json: bool) -
 
     Exit codes: 0 healthy, 1 something is left to do, 2 it could not look.
 
+    Of what is stored sealed, or in PostgreSQL (SIDECAR_DATABASE), it looks whether it is there and has its keys.
+
     \b
     Example:
       session-sidecar doctor --home var --fix
@@ -42,8 +44,9 @@ def doctor(ctx: click.Context, *, home: Path | None, fix: bool, as_json: bool) -
         settings = Settings.load(home=home)
     except SettingsError as error:
         raise click.UsageError(str(error)) from None
-    if not settings.database_file.exists():
-        raise click.UsageError(f"there is no {settings.database_file}: no sidecar has run here, so name another --home")
+    known = settings.database_file if settings.database is None else settings.home.absolute() / "replica"
+    if not known.exists():
+        raise click.UsageError(f"there is no {known}: no sidecar has run here, so name another --home")
     asks = fix and not as_json and sys.stdin.isatty()
     try:
         report = asyncio.run(examine(settings, fix=fix, ask=click.confirm if asks else None))

@@ -1,7 +1,8 @@
 """What commands print: for a person on a terminal, or one JSON object a line in a pipe."""
 
+import contextlib
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -29,6 +30,17 @@ def note(text: str) -> None:
     """Say something beside the answer: one dim, short line on stderr."""
     line = " ".join(_safe(text).split())
     click.secho(line if len(line) <= NOTE_CHARS else line[:NOTE_CHARS] + "…", dim=True, err=True)
+
+
+@contextlib.contextmanager
+def working() -> Iterator[Callable[[str], None]]:
+    """A line on a person's terminal that says how far something is, as it is told, until the block ends."""
+    console = Console(stderr=True)
+    if not (sys.stdout.isatty() and console.is_terminal):
+        yield lambda _: None
+        return
+    with console.status("") as status:
+        yield lambda text: status.update(Text(_safe(text)))
 
 
 def many(items: Iterable[Json], columns: dict[str, Callable[[Json], Any]]) -> None:

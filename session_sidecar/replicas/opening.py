@@ -26,9 +26,9 @@ async def opened(
     `observe` is told of the map's statements. Raises StoreUnusable, SettingsError.
     """
     if settings.database is None and settings.encryption_keys is None:
-        session_map = await open_session_map(settings.database_url, observe=observe)
-        stack.push_async_callback(session_map.close)
-        return session_map, Alone(session_map)
+        own = await open_session_map(settings.database_url, observe=observe)
+        stack.push_async_callback(own.close)
+        return own, Alone(own)
     # What only a database with transcripts in it needs is loaded only for one.
     from session_sidecar.archive.outlines import Outlines  # noqa: PLC0415
     from session_sidecar.archive.sealing import Keyring  # noqa: PLC0415

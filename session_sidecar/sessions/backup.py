@@ -22,12 +22,15 @@ from typing import Any
 from session_sidecar import __version__
 from session_sidecar.agent.transcripts.copying import Size, copy_config, copy_files, left_out, sync, unmark, write
 from session_sidecar.agent.transcripts.files import all_sessions, check_marked
+from session_sidecar.archive.sqlite import copy_chunks
 from session_sidecar.errors import TranscriptsUnavailable
 from session_sidecar.settings import Settings
 from session_store import StoreUnusable, back_up_session_map, reserved_session_map
 
 NOTE = "backup.json"
 FORMAT = 1
+SEALED = 2
+"""The format of a backup that holds sealed transcripts as well: older versions would restore it without them."""
 
 
 class BackupFailed(Exception):
@@ -58,6 +61,7 @@ def back_up(settings: Settings, directory: Path) -> tuple[Backup, list[str]]:
     """
     directory = directory.resolve()
     with _failures(f"{settings.home} cannot be copied to {directory}"):
+        _refuse_shared(settings, "pg_dump")
         if not settings.database_file.exists():
             raise BackupFailed(f"there is no {settings.database_file}: no sidecar has run here, so name another --home")
         check_marked(settings.claude_config)
@@ -69,14 +73,19 @@ def back_up(settings: Settings, directory: Path) -> tuple[Backup, list[str]]:
             mappings = back_up_session_map(settings.database_url, copy.database_file)
             copy_files(settings.workspace, copy.workspace)
             copy_config(settings.claude_config, copy.claude_config)
+            stored = set[str]()
+            sealed = settings.transcripts_file.exists()
+            if sealed:  # after the transcripts: what is taken in meanwhile is in there, and in both at worst
+                stored = copy_chunks(settings.transcripts_file, copy.transcripts_file)
             size = Size.of(copy.workspace, copy.claude_config)
             backup = Backup(
                 mappings=mappings,
-                transcripts=len(all_sessions(copy.claude_config)),
+                transcripts=len(all_sessions(copy.claude_config).keys() | stored),
                 files=size.files,
                 bytes=size.bytes,
                 made_at=datetime.now(UTC).isoformat(timespec="seconds"),
                 made_by=__version__,
+                format=SEALED if sealed else FORMAT,
             )
             sync(partial)
             write(partial / NOTE, json.dumps(backup.plain()))
@@ -97,10 +106,17 @@ def restore(settings: Settings, directory: Path) -> Backup:
     with _failures(f"{directory} cannot be restored to {settings.home}"):
         copy = _at(directory)
         backup = _noted(directory)
-        if Size.of(copy.workspace, copy.claude_config) != Size(backup.files, backup.bytes):
+        _refuse_shared(settings, "pg_restore")
+        if (backup.format == SEALED) != copy.transcripts_file.exists() or Size.of(
+            copy.workspace, copy.claude_config
+        ) != Size(backup.files, backup.bytes):
             raise BackupFailed(f"{directory} does not hold what was backed up: take another copy of it")
         settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if settings.database_file.exists() or all_sessions(settings.claude_config):
+        if (
+            settings.database_file.exists()
+            or settings.transcripts_file.exists()
+            or all_sessions(settings.claude_config)
+        ):
             raise BackupFailed(
                 f"{settings.home} holds conversations, or what a restore has left that was broken off: stop the "
                 "sidecar, move the directory away, or name another --home"
@@ -109,9 +125,19 @@ def restore(settings: Settings, directory: Path) -> Backup:
             unmark(settings.claude_config)
             put_back(copy.database_file)
             copy_files(copy.workspace, settings.workspace)
+            if backup.format == SEALED:
+                copy_chunks(copy.transcripts_file, settings.transcripts_file)
             copy_config(copy.claude_config, settings.claude_config)
             sync(settings.home)
     return backup
+
+
+def _refuse_shared(settings: Settings, tool: str) -> None:
+    if settings.database is not None:
+        raise BackupFailed(
+            f"the conversations are in PostgreSQL: use {tool}, and copy the workspaces of the replicas yourself. For a "
+            "home without PostgreSQL, unset SIDECAR_DATABASE"
+        )
 
 
 def _at(directory: Path) -> Settings:
@@ -124,7 +150,7 @@ def _noted(directory: Path) -> Backup:
         backup = Backup(**json.loads((directory / NOTE).read_bytes()))
     except (OSError, ValueError, TypeError):
         raise BackupFailed(f"{directory} is no backup, or not a whole one: it has no {NOTE} that can be read") from None
-    if backup.format != FORMAT:
+    if backup.format not in (FORMAT, SEALED):
         raise BackupFailed(f"{directory} was made by version {backup.made_by}: restore it with that one")
     return backup
 

@@ -5,10 +5,10 @@ meanwhile; beside a running one it only reads, and leaves out what may be changi
 """
 
 import asyncio
-import contextlib
 import shutil
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,10 @@ from session_sidecar.agent.transcripts.files import all_sessions, leftovers, swe
 from session_sidecar.agent.transcripts.readers import Readers
 from session_sidecar.agent.transcripts.transcripts import Transcripts
 from session_sidecar.errors import SessionAmbiguous, TranscriptsUnavailable
+from session_sidecar.sessions.stored import Stored, opened, sessions_beside
 from session_sidecar.settings import Settings
-from session_store import SessionMap, SessionMapping, StoreInUse, StoreUnusable, open_session_map
+from session_store import SessionMap, SessionMapping, StoreInUse, StoreUnusable, walk
 
-BATCH = 200
 UNSETTLED_SECONDS = 60  # beside a running sidecar, what is younger may be half of something
 
 
@@ -101,8 +101,9 @@ async def examine(settings: Settings, *, fix: bool = False, ask: Ask | None = No
     """
     report = Report(settings.home.absolute())
     try:
-        async with _opened(settings, report, fix=fix) as session_map:
-            await _look(session_map, settings, report)
+        async with AsyncExitStack() as stack:
+            session_map, stored, report.in_use = await opened(settings, stack, change=fix)
+            await _look(session_map, stored, settings, report)
             if fix:
                 await _repair(report.findings, ask)
     except StoreInUse:
@@ -112,22 +113,7 @@ async def examine(settings: Settings, *, fix: bool = False, ask: Ask | None = No
     return report
 
 
-@contextlib.asynccontextmanager
-async def _opened(settings: Settings, report: Report, *, fix: bool) -> AsyncIterator[SessionMap]:
-    try:
-        session_map = await open_session_map(settings.database_url)
-    except StoreInUse as error:
-        if fix:
-            raise
-        report.in_use = str(error)
-        session_map = await open_session_map(settings.database_url, read_only=True)
-    try:
-        yield session_map
-    finally:
-        await session_map.close()
-
-
-async def _look(session_map: SessionMap, settings: Settings, report: Report) -> None:
+async def _look(session_map: SessionMap, stored: Stored, settings: Settings, report: Report) -> None:
     config, found = settings.claude_config, report.findings
     kept = Transcripts(config, Readers())
     live = live_clis(config)
@@ -141,7 +127,7 @@ async def _look(session_map: SessionMap, settings: Settings, report: Report) -> 
         comparable = False
         found.append(Finding("no_marker", "The directory is not marked as the sidecar's.", error.detail, {}))
     owners: dict[str, SessionMapping] = {}
-    async for row in _all(session_map):
+    async for row in walk(session_map):
         report.mappings += 1
         session_id, about = row.sdk_session_id, _about(row)
         name = f"{row.thread_id!r} of {row.resource_id!r}"
@@ -156,9 +142,15 @@ async def _look(session_map: SessionMap, settings: Settings, report: Report) -> 
         )
         try:
             if comparable and not unsettled and await kept.info(session_id) is None:
-                found.append(_dead(session_map, row, f"{name}, version {row.version}", paths))
+                if await stored.has(row):
+                    report.transcripts += not paths
+                else:
+                    found.append(_dead(session_map, row, f"{name}, version {row.version}", paths, stored))
         except SessionAmbiguous:
             found.append(_ambiguous(name, about, paths))
+    found += [_locked(key_id, count) for key_id, count in stored.locked.items()]
+    for session_id in await sessions_beside(settings):
+        unmapped.pop(session_id, None)
     if comparable:
         found += [
             Finding(
@@ -201,13 +193,17 @@ def _ambiguous(name: str, about: dict[str, Any], paths: list[Path]) -> Finding:
     return Finding("session_ambiguous", what, todo, {**about, "paths": [str(path) for path, _ in files]})
 
 
-def _dead(session_map: SessionMap, row: SessionMapping, name: str, paths: list[Path]) -> Finding:
+def _dead(session_map: SessionMap, row: SessionMapping, name: str, paths: list[Path], stored: Stored) -> Finding:
     """A mapping that its next message would begin anew."""
 
     async def remove() -> None:
         await session_map.remove(row.key, expected=row.sdk_session_id, version=row.version)
 
     about = _about(row)
+    if stored.of_several:  # what lies in the homes of the others nobody can tell here
+        what = f"{name}: no transcript of it is stored."
+        todo = "If the replica that had it was killed, start that again: it may have it. Or delete the thread."
+        return Finding("dead_mapping", what, todo, about)
     if row.version == 0 and not paths:
         what = f"{name}: its first turn never came to an end, and nothing of it was kept."
         return Finding("dead_mapping", what, "--fix removes it.", about, remove, safe=True)
@@ -217,6 +213,12 @@ def _dead(session_map: SessionMap, row: SessionMapping, name: str, paths: list[P
     what = f"{name}: its transcript {row.sdk_session_id} is not there."
     todo = "Restore it from a backup, or let --fix remove the mapping. The next message begins anew either way."
     return Finding("dead_mapping", what, todo, about, remove)
+
+
+def _locked(key_id: str, count: int) -> Finding:
+    what = f"{count} conversation(s) are sealed with the key {key_id!r}, which is not there."
+    todo = "Add it to SIDECAR_ENCRYPTION_KEYS, behind the others."
+    return Finding("key_missing", what, todo, {"key_id": key_id, "conversations": count})
 
 
 def _leftover(path: Path) -> Finding:
@@ -242,14 +244,6 @@ async def _repair(findings: list[Finding], ask: Ask | None) -> None:
                 assert finding.repair is not None  # noqa: S101 - chosen for having one
                 await finding.repair()
                 finding.fixed = True
-
-
-async def _all(session_map: SessionMap) -> AsyncIterator[SessionMapping]:
-    after = None
-    while rows := await session_map.page(None, limit=BATCH, after=after, descending=False):
-        for row in rows:
-            yield row
-        after = rows[-1].cursor
 
 
 def _about(row: SessionMapping) -> dict[str, Any]:

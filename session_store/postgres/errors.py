@@ -33,6 +33,7 @@ _UNAVAILABLE = {  # by SQLSTATE, or by its class
     "53100": "the database's disk is full: make room on it",
     "53200": "the database is out of memory: look into its log",
     "53300": "the database has no connection left: raise its max_connections, or put a pooler before it",
+    "55P03": "somebody else has long kept a lock in the database: try again",
     "57014": "the database has cancelled this, as it took too long: look into its log",
     "57P01": "the database is being stopped: start it again",
     "57P02": "the database has crashed: look into its log",

@@ -6,7 +6,7 @@ from typing import Any
 import psycopg
 from psycopg import errors
 
-from session_store.errors import StoreUnusable
+from session_store.errors import StoreMissing, StoreUnusable
 
 FILES = sorted((Path(__file__).parent / "migrations").glob("[0-9]*.sql"))
 SCHEMA_VERSION = len(FILES)
@@ -23,7 +23,8 @@ async def migrate(connection: psycopg.AsyncConnection[Any], *, look_only: bool =
     """Bring the schema to SCHEMA_VERSION, or leave it as it is; the connection commits by itself.
 
     Where nothing is to be done, nothing is written or locked: a role that may not make tables can start then.
-    With `look_only` it has to be there already. Raises StoreUnusable, having changed nothing.
+    With `look_only` it has to be there already. Raises StoreUnusable, having changed nothing;
+    StoreMissing where there is nothing yet.
     """
     encoding = await _value(connection, ENCODING)
     if encoding != "UTF8":
@@ -33,6 +34,8 @@ async def migrate(connection: psycopg.AsyncConnection[Any], *, look_only: bool =
         if found == SCHEMA_VERSION:
             return
         _refuse_newer(found)
+        if look_only and not found:
+            raise StoreMissing
         if look_only:
             raise StoreUnusable("The database has no session map of this version: start the sidecar on it once.")
         await connection.execute(BEGIN)

@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from session_store.errors import ThreadMapped
 from session_store.leases import GRACE_SECONDS, TTL_SECONDS, Holder, LeaseHeld, LeaseLost, boot_time
-from session_store.mapping import LAST_MOMENT, Cursor, SessionMapping, ThreadKey
+from session_store.mapping import LAST_MOMENT, Cursor, SessionMapping, ThreadKey, columns_of
 from session_store.postgres import pages
 from session_store.postgres.database import Database
 from session_store.postgres.leases import CHANGED, KEY, LEASED, PostgresLeases, mapping_of, of
@@ -25,6 +25,15 @@ SELECT %(thread_id)s, %(resource_id)s, %(sdk_session_id)s, %(parent_thread_id)s,
 FROM clock
 ON CONFLICT (resource_id, thread_id) DO NOTHING
 RETURNING fence, {COLUMNS}
+"""  # noqa: S608
+
+# Nobody has ever had it.
+BRING = f"""
+INSERT INTO session_mappings ({COLUMNS}, fence, settled)
+VALUES (%(thread_id)s, %(resource_id)s, %(sdk_session_id)s, %(parent_thread_id)s, %(parent_message_id)s, %(version)s,
+    %(created_at)s, %(updated_at)s, nextval('fences'), %(settled)s)
+ON CONFLICT (resource_id, thread_id) DO NOTHING
+RETURNING fence
 """  # noqa: S608
 
 # Without a lease, one writes to what nobody else has.
@@ -155,6 +164,11 @@ class PostgresSessionMap(PostgresLeases):
             way = pages.page_by_sort if begin_so <= pages.FEW else pages.page_of_many
             rows = await self._rows("page", way(whose, descending=descending), parameters)
         return [mapping_of(row) for row in rows]
+
+    async def bring(self, mapping: SessionMapping, *, settled: int = 0) -> None:
+        """See Movable. No replica has its lease."""
+        if not await self._rows("add", BRING, columns_of(mapping) | {"settled": settled}, writes=True):
+            raise ThreadMapped
 
     async def check(self) -> None:
         """See SessionMap."""

@@ -5,7 +5,7 @@ import time
 from typing import Any, Self
 
 from session_store.errors import ThreadMapped
-from session_store.mapping import LAST_MOMENT, Cursor, SessionMapping, ThreadKey, moment
+from session_store.mapping import LAST_MOMENT, Cursor, SessionMapping, ThreadKey, columns_of, moment
 from session_store.sqlite import pages
 from session_store.sqlite.database import Database, Observe, unobserved
 from session_store.sqlite.file import open_database, open_for_reading
@@ -20,6 +20,14 @@ INSERT INTO session_mappings
 VALUES (:thread_id, :resource_id, :sdk_session_id, :parent_thread_id, :parent_message_id, :now, :now)
 ON CONFLICT (resource_id, thread_id) DO NOTHING
 RETURNING *
+"""
+
+BRING = """
+INSERT INTO session_mappings
+VALUES (:thread_id, :resource_id, :sdk_session_id, :parent_thread_id, :parent_message_id, :version, :created_at,
+    :updated_at)
+ON CONFLICT (resource_id, thread_id) DO NOTHING
+RETURNING version
 """
 
 # A clock that was set back must not make a row look older than it was.
@@ -135,6 +143,11 @@ class SqliteSessionMap:
             way = pages.page_by_sort if begin_so <= pages.FEW else pages.page_by_walk
             rows = await self._database.read("page", way(of, descending=descending), parameters)
         return [_mapping(row) for row in rows]
+
+    async def bring(self, mapping: SessionMapping, *, settled: int = 0) -> None:
+        """See Movable; what is settled is not kept."""
+        if not await self._database.write("add", BRING, columns_of(mapping)):
+            raise ThreadMapped
 
     async def check(self) -> None:
         """See SessionMap."""
