@@ -7,6 +7,7 @@ import httpx
 import pytest
 
 from tests.faults import FaultyModel
+from tests.figures import PREFIX, families, until
 from tests.replicas import LEASE_SECONDS, SECRET, Make, Replica, get, let_go, messages, until_gone
 
 THREAD = {"thread_id": "t", "resource_id": "alice"}
@@ -33,6 +34,25 @@ async def test_a_replica_that_has_the_thread_again_keeps_its_process(some_replic
         await replicas[0].until_logged("turn", outcome="resumed", process="cold")
         came = [line["process"] for line in replicas[0].logged("turn")]
     assert came[1:] == ["warm", "cold"]
+
+
+async def test_a_turn_asks_the_session_map_three_times(some_replicas: Make) -> None:
+    async def asked() -> dict[str, float]:
+        (statements,) = (one for one in await families(replica) if one.name == f"{PREFIX}store_statement_seconds")
+        return {one.labels["operation"]: one.value for one in statements.samples if one.name.endswith("_count")}
+
+    async with some_replicas(1, warm=True, SIDECAR_LEASE_SECONDS="60") as (replica,):
+        await replica.say("t", "hello")
+        seen = []
+        for number in range(2, 5):  # what is stored beside the turns, every other second, has statements of its own
+            await until(replica, "store_statement_seconds_count", number - 1, operation="release")
+            before = await asked()
+            await replica.say("t", "and again")
+            await until(replica, "store_statement_seconds_count", number, operation="release")
+            seen.append(
+                {name: more for name, count in (await asked()).items() if (more := count - before.get(name, 0))}
+            )
+        assert {"acquire": 1, "replace": 1, "release": 1} in seen
 
 
 async def test_the_end_of_a_turn_says_that_it_is_stored(some_replicas: Make) -> None:

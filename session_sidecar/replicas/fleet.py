@@ -34,6 +34,7 @@ class Fleet:
         self._outlines = outlines
         self._occupants: Occupants | None = None
         self._locks: WeakValueDictionary[ThreadKey, asyncio.Lock] = WeakValueDictionary()
+        self._saved: dict[ThreadKey, str] = {}  # the sessions of turns that have ended and not left yet
         self._tasks = Tasks()
 
     @contextlib.asynccontextmanager
@@ -68,9 +69,10 @@ class Fleet:
 
     async def leave(self, key: ThreadKey) -> None:
         """See Tenancy."""
+        session_id = self._saved.pop(key, None)
         if not self._has(key) or (self._occupants is not None and self._occupants.at_work(key)):
             return
-        leaving = self._tasks.own(self._store_all(key))
+        leaving = self._tasks.own(self._store_all(key, session_id))
         await asyncio.wait([leaving], timeout=SAVE_SECONDS)
         # While it is not stored yet, this replica keeps the thread; `Keeping` comes back to it.
         if leaving.done() and leaving.result():
@@ -83,6 +85,7 @@ class Fleet:
 
     async def save(self, key: ThreadKey, session_id: str, settled: Revision | None) -> bool | None:
         """See Tenancy."""
+        self._saved[key] = session_id
         self.outbox.ended(key, session_id, settled)
         saving = self._tasks.own(self.outbox.push(key, session_id))
         await asyncio.wait([saving], timeout=SAVE_SECONDS)
@@ -139,11 +142,17 @@ class Fleet:
     def _is_another(self, holder: Holder) -> bool:
         return holder.replica_id != self.leases.replica_id
 
-    async def _store_all(self, key: ThreadKey) -> bool:
-        """Store what there is of a thread; whether it may be released now. Never fails."""
+    async def _store_all(self, key: ThreadKey, session_id: str | None = None) -> bool:
+        """Store what there is of a thread, whose session is looked up if need be; whether it may be released now.
+
+        Never fails.
+        """
         with contextlib.suppress(SessionMapError):  # the database has logged what it is
-            mapping = await self.map.get(key)
-            return mapping is None or await self.outbox.push(key, mapping.sdk_session_id, outline=True) != "late"
+            if not session_id:
+                if (mapping := await self.map.get(key)) is None:
+                    return True
+                session_id = mapping.sdk_session_id
+            return await self.outbox.push(key, session_id, outline=True) != "late"
         return False
 
     async def _release(self, key: ThreadKey) -> None:
