@@ -10,7 +10,7 @@ import uvloop
 from bench.report import conditions, draw, keep, tell
 from bench.samples import Samples
 
-ROUNDS = {"latency": 21, "throughput": 3, "deltas": 5, "mappings": 5}
+ROUNDS = {"latency": 21, "throughput": 3, "deltas": 5, "mappings": 5, "replicas": 5}
 HERE = Path(__file__).parent
 
 

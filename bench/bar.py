@@ -4,7 +4,19 @@ import statistics
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from bench.names import DEPTH, MADE, OURS, ROWS, SENT, SIZES
+from bench.names import (
+    DEPTH,
+    HERE,
+    MADE,
+    ON_POSTGRES,
+    ON_SQLITE,
+    OURS,
+    RESUMED,
+    ROWS,
+    SENT,
+    SIZES,
+    THERE,
+)
 from bench.samples import Samples
 
 
@@ -31,7 +43,7 @@ class Bar(NamedTuple):
 
 def bars(samples: Samples) -> Iterator[Bar]:
     """The bars whose figures are there."""
-    for one in (_latency, _throughput, _deltas, _mappings):
+    for one in (_latency, _throughput, _deltas, _mappings, _replicas):
         try:
             yield from list(one(samples))
         except KeyError:  # that part was not run
@@ -76,3 +88,16 @@ def _mappings(samples: Samples) -> Iterator[Bar]:
     page = f"GET /v1/sessions, {many:,} rows"
     top, deep = (samples.median("mapping", name, "a second") for name in (page, f"{page}, from row {DEPTH:,}"))
     yield Bar(f"page from row {DEPTH:,}, time an answer, of that from row 0", top / deep, 1.1)
+
+
+def _replicas(samples: Samples) -> Iterator[Bar]:
+    first = "first delta, ms"
+    postgres, sqlite = (samples.of("warm turn", name, first) for name in (ON_POSTGRES, ON_SQLITE))
+    over = statistics.median(one - other for one, other in zip(postgres, sqlite, strict=True))  # round by round
+    yield Bar("warm turn on PostgreSQL, first delta, over SQLite", over, 5, unit=" ms")
+    for messages in RESUMED:
+        there, here = (samples.median(f"resume at {messages}", name, first) for name in (THERE, HERE))
+        yield Bar(f"resume on another replica at {messages} messages, of that on the same one", there / here, 1.15)
+    for messages in RESUMED:
+        sealed, plain = (samples.median(f"pull of {messages}", name, "ms") for name in ("sealed", "plain"))
+        yield Bar(f"pull of {messages} messages, sealed, of a plain one", sealed / plain, 1.3)

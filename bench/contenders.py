@@ -1,9 +1,10 @@
 """Ways to take a turn, each timed by the same client from the call to the first delta and to the end."""
 
 import contextlib
+import itertools
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -178,18 +179,20 @@ class Query:
 
 @dataclass
 class Sidecar:
-    """The sidecar over HTTP."""
+    """The sidecar over HTTP. Where there are servers for `then`, follow-ups are taken with these, one after another."""
 
     name: str
     server: Server
     home: Path
     seeds: Seeds
+    then: Sequence[Server] = ()
 
     @contextlib.asynccontextmanager
     async def follow_up(self, messages: int) -> AsyncIterator[Turn]:
         """See Contender."""
+        servers = itertools.cycle(self.then or [self.server])
         async with self._conversation(messages) as key:
-            yield lambda: self._turn("/v1/chat", key)
+            yield lambda: self._turn("/v1/chat", key, next(servers))
 
     @contextlib.asynccontextmanager
     async def fork(self, messages: int) -> AsyncIterator[Turn]:
@@ -211,9 +214,9 @@ class Sidecar:
         forgotten = await self.server.http.delete("/v1/session", params=key)  # and with it its process
         forgotten.raise_for_status()
 
-    async def _turn(self, path: str, key: dict[str, str]) -> Timing:
+    async def _turn(self, path: str, key: dict[str, str], server: Server | None = None) -> Timing:
         body = {**key, "message": MESSAGE}
-        return await streamed(self.server, path, body, delta="content_block_delta", end="event: end")
+        return await streamed(server or self.server, path, body, delta="content_block_delta", end="event: end")
 
 
 @dataclass

@@ -22,8 +22,8 @@ async def measure(home: Path, samples: Samples, rounds: int) -> None:
         for messages in SIZES[1:]:
             await seeds.make(messages - 2)
 
-        async def a_sidecar(name: str, **kept: int) -> Sidecar:
-            server = await stack.enter_async_context(sidecar(home / name, model.url, **kept))
+        async def a_sidecar(name: str, *, warm: int = 0, spares: int = 0) -> Sidecar:
+            server = await stack.enter_async_context(sidecar(home / name, model.url, warm=warm, spares=spares))
             return Sidecar(f"sidecar, {name}", server, home / name, seeds)
 
         cold, spare, warm = await a_sidecar("cold"), await a_sidecar("spare", spares=1), await a_sidecar("warm", warm=4)
@@ -39,14 +39,15 @@ async def measure(home: Path, samples: Samples, rounds: int) -> None:
         for _ in range(rounds):
             for messages in SIZES:
                 for one in order.sample(follow_up, len(follow_up)):
-                    await _sample(samples, f"follow-up at {messages}", one.name, one.follow_up, messages)
+                    await sample(samples, f"follow-up at {messages}", one.name, one.follow_up, messages)
                 for one in order.sample(fork, len(fork)):
-                    await _sample(samples, f"fork at {messages}", one.name, one.fork, messages)
+                    await sample(samples, f"fork at {messages}", one.name, one.fork, messages)
             for one in order.sample(new, len(new)):
-                await _sample(samples, "new", one.name, one.follow_up, 0)
+                await sample(samples, "new", one.name, one.follow_up, 0)
 
 
-async def _sample(samples: Samples, part: str, who: str, opened: Open, messages: int) -> None:
+async def sample(samples: Samples, part: str, who: str, opened: Open, messages: int) -> None:
+    """Take one turn while nobody else does anything, and note what it took."""
     timing = await _take(opened, messages)
     samples.add(part, who, "first delta, ms", timing.first_delta)
     samples.add(part, who, "end, ms", timing.end)

@@ -10,3 +10,19 @@ SENT = "asdict + json.dumps, sent by Starlette"
 
 ROWS = (1_000, 1_000_000)  # of the session map
 DEPTH = 100_000  # rows before the deepest page
+
+RESUMED = (100, 2000)  # messages of a conversation that goes on on another replica
+
+# Where the session map and the transcripts are.
+ON_SQLITE = "SQLite"
+ON_POSTGRES = "PostgreSQL"
+
+# Where the next turn of a conversation is taken.
+LOCAL = "SQLite"
+HERE = "PostgreSQL, the same replica"
+THERE = "PostgreSQL, another replica"
+
+# Where conversations are had that go on at once.
+ONE = "one replica"
+FLEET = "three replicas, a thread on one of them"
+SCATTERED = "three replicas, each turn on the next"

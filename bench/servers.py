@@ -14,6 +14,7 @@ import httpx2
 import psutil
 
 from session_sidecar.agent.agents import QUIET_CLI
+from tests.postgres import free_port
 
 _ADDRESS = re.compile(r"running on (http://[\w.]+:\d+)")
 START_SECONDS = 60
@@ -73,7 +74,7 @@ async def serving(log: Path, *command: str, env: Mapping[str, str] | None = None
 
 
 def sidecar(
-    home: Path, model: str, *, warm: int = 0, spares: int = 0
+    home: Path, model: str, *, warm: int = 0, spares: int = 0, port: int = 0, env: Mapping[str, str] | None = None
 ) -> contextlib.AbstractAsyncContextManager[Server]:
     """The sidecar as users run it, with so many warm sessions and spares."""
     home.mkdir(parents=True, exist_ok=True)
@@ -82,9 +83,21 @@ def sidecar(
         "SIDECAR_HOME": str(home),
         "SIDECAR_WARM_SESSIONS": str(warm),
         "SIDECAR_SPARE_PROCESSES": str(spares),
+        **(env or {}),
     }
     command = str(Path(sys.executable).with_name("session-sidecar"))
-    return serving(home / "server.log", command, "serve", "--port", "0", env=env)
+    return serving(home / "server.log", command, "serve", "--port", str(port), env=env)
+
+
+def replica(home: Path, model: str, database: str, *, warm: int = 0) -> contextlib.AbstractAsyncContextManager[Server]:
+    """One of several sidecars on a database of PostgreSQL."""
+    port = free_port()
+    env = {
+        "SIDECAR_DATABASE": database,
+        "SIDECAR_REPLICA_SECRET": "the secret of the bench",
+        "SIDECAR_REPLICA_URL": f"http://127.0.0.1:{port}",
+    }
+    return sidecar(home, model, warm=warm, port=port, env=env)
 
 
 def application(log: Path, app: str, env: Mapping[str, str]) -> contextlib.AbstractAsyncContextManager[Server]:

@@ -38,7 +38,7 @@ async def measure(home: Path, samples: Samples, rounds: int) -> None:
                     async with contextlib.AsyncExitStack() as open_now:
                         opening = (open_now.enter_async_context(contender.follow_up(2)) for _ in range(at_once))
                         talking = [await one for one in opening]
-                        await _load(samples, contender.name, process, talking, turns)
+                        await load(samples, contender.name, [process], talking, turns)
                         if process is warm.process and at_once == max(AT_ONCE):
                             own = statistics.median(cli.memory_full_info().uss for cli in clis(warm.process))
                             samples.add("memory", "a warm session's CLI", "MiB of its own", own / 2**20)
@@ -46,17 +46,21 @@ async def measure(home: Path, samples: Samples, rounds: int) -> None:
                             samples.add("memory", f"the sidecar, {at_once} sessions warm", "MiB resident", rss / 2**20)
 
 
-async def _load(samples: Samples, name: str, process: psutil.Process, talking: Sequence[Turn], turns: int) -> None:
+async def load(
+    samples: Samples, name: str, processes: Sequence[psutil.Process], talking: Sequence[Turn], turns: int
+) -> None:
+    """Have all of them talk at once, so many turns each; what that took, with the CPU of these processes."""
+
     async def talk(turn: Turn) -> None:
         for _ in range(turns):
             await turn()
 
     await quiet()
-    before, start = cpu(process), time.perf_counter()
+    before, start = sum(map(cpu, processes)), time.perf_counter()
     await asyncio.gather(*(talk(turn) for turn in talking))
-    while turns == TURNS_COLD and clis(process):  # the last processes' way out is part of their turns, too
+    while turns == TURNS_COLD and any(map(clis, processes)):  # the last processes' way out is part of their turns, too
         await asyncio.sleep(0.005)
     seconds = time.perf_counter() - start
     part, taken = f"{len(talking)} at once", turns * len(talking)
     samples.add(part, name, "turns a second", taken / seconds)
-    samples.add(part, name, "CPU ms a turn", (cpu(process) - before) * 1000 / taken)
+    samples.add(part, name, "CPU ms a turn", (sum(map(cpu, processes)) - before) * 1000 / taken)
