@@ -1,10 +1,12 @@
 # docker build -t session-sidecar . ; examples/docker/compose.yaml runs it, docs/operation.md says how.
+# For replicas on PostgreSQL, as in examples/replicas: docker build --build-arg LOCK=requirements-postgres.lock .
 
 FROM python:3.12-slim AS build
+ARG LOCK=requirements.lock
 WORKDIR /src
-COPY requirements.lock ./
+COPY $LOCK ./
 RUN python -m venv /opt/session-sidecar \
-    && /opt/session-sidecar/bin/pip install --no-cache-dir --require-hashes -r requirements.lock
+    && /opt/session-sidecar/bin/pip install --no-cache-dir --require-hashes -r $LOCK
 COPY pyproject.toml README.md LICENSE ./
 COPY session_store session_store
 COPY session_sidecar session_sidecar

@@ -31,6 +31,7 @@ def test_systemd_takes_the_unit_as_it_stands(tmp_path: Path) -> None:
     [
         ("systemd/session-sidecar.service", r"^TimeoutStopSec=(\d+)$"),
         ("docker/compose.yaml", r"stop_grace_period: (\d+)s"),
+        ("replicas/compose.yaml", r"stop_grace_period: (\d+)s"),
     ],
 )
 def test_a_stop_is_given_the_time_for_streams_and_for_processes(file: str, pattern: str) -> None:
