@@ -1,14 +1,18 @@
 """Several replicas, one truth: whichever of them is asked, a thread is one conversation, with one turn at a time."""
 
 import asyncio
+import json
+import os
 import signal
+from collections.abc import Coroutine
 
 import httpx
 import pytest
 
 from tests.faults import FaultyModel
-from tests.figures import PREFIX, families, until
+from tests.figures import PREFIX, families, figure, until
 from tests.replicas import LEASE_SECONDS, SECRET, Make, Replica, get, let_go, messages, until_gone
+from tests.server import a_moment
 
 THREAD = {"thread_id": "t", "resource_id": "alice"}
 
@@ -259,6 +263,42 @@ async def test_the_thread_of_a_replica_that_was_killed_is_free_soon_and_has_what
         assert str(one.http.base_url) not in answer.text
         said = await _when_free(other, "t", "who am I?")
         assert "First: I am Ada" in said
+
+
+async def test_what_was_said_elsewhere_is_not_written_over_while_a_thread_is_had_again(
+    some_replicas: Make, model: FaultyModel
+) -> None:
+    def statements(kind: str) -> Coroutine[None, None, float]:
+        return figure(one, "store_statement_seconds_count", operation=kind)
+
+    async with some_replicas(2, warm=True, SIDECAR_SPARE_PROCESSES="0") as (one, other):
+        await one.say("t", "I am Ada")
+        (process,) = one.cli_processes()
+        await let_go(other, "t")
+        assert "You have said 2 things" in await other.say("t", "and I like chess")
+        await let_go(one, "t")
+        os.kill(process, signal.SIGSTOP)  # it takes its time to go, and the thread is had before it has gone
+        (file,) = one.home.glob("claude/projects/*/*.jsonl")
+        with file.open("a") as transcript:
+            transcript.write(
+                json.dumps({"type": "last-prompt", "lastPrompt": "x" * 100_000}) + "\n"
+            )  # as on its way out
+        async with one.stream("u", "[[hold 1]]") as busy:
+            await busy.until_text()
+            had = await statements("acquire")
+            saying = asyncio.create_task(one.say("t", "who am I?"))
+            while await statements("acquire") == had:
+                await a_moment()
+            looked = await statements("get")
+            while await statements("get") < looked + 2:  # what is written is stored meanwhile, of whatever is had
+                await a_moment()
+            os.kill(process, signal.SIGCONT)
+            assert "You have said 3 things" in await saying
+            model.release()
+            await busy.rest()
+        assert [text for role, text in await messages(other, "t") if role == "user"] == [
+            "I am Ada", "and I like chess", "who am I?"
+        ]  # fmt: skip
 
 
 async def test_a_replica_that_was_killed_goes_on_at_once_when_it_is_back(some_replicas: Make) -> None:

@@ -90,6 +90,10 @@ class Archive:
         async with session.lock:
             await self._pull(session, session_id, resource_id, ours=ours)
 
+    def mistrust(self, session_id: str) -> None:
+        """Rely on nothing that is remembered of a session: the next push or pull compares it with what is stored."""
+        self._session(session_id).whole = False
+
     async def forget(self, session_id: str) -> bool:
         """Remove a session's files from this machine, if all of it is stored; False if it is not known to be.
 

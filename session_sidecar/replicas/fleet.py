@@ -34,6 +34,9 @@ class Fleet:
         self._outlines = outlines
         self._occupants: Occupants | None = None
         self._locks: WeakValueDictionary[ThreadKey, asyncio.Lock] = WeakValueDictionary()
+        self.unsure: set[ThreadKey] = set()
+        """Threads that others may have written to since this replica had them, whatever their leases say of that: they
+        are about to be had, or that was broken off. Nothing of theirs is stored until it has been compared."""
         self._saved: dict[ThreadKey, str] = {}  # the sessions of turns that have ended and not left yet
         self._tasks = Tasks()
 
@@ -47,24 +50,36 @@ class Fleet:
 
     async def enter(self, key: ThreadKey) -> SessionMapping | None:
         """See Tenancy."""
-        had = key in self.leases.held()
+        had, sure = key in self.leases.held(), key not in self.unsure
+        self.unsure.add(key)
         try:
             async with self.changing(key):
                 lease = await self.leases.acquire(key)
-        except LeaseHeld as held:
-            raise HeldElsewhere(key, held.holder.url, live=True) from None  # until its grace is over, too
+        except BaseException as error:
+            if sure and (had or isinstance(error, LeaseHeld)):
+                self.unsure.discard(key)
+            if isinstance(error, LeaseHeld):
+                raise HeldElsewhere(key, error.holder.url, live=True) from None  # until its grace is over, too
+            raise
         if lease is None:
+            self.unsure.discard(key)
             return None
-        session_id = lease.mapping.sdk_session_id
+        session_id, ours = lease.mapping.sdk_session_id, lease.was_ours and sure
         try:
-            if not lease.was_ours and self._occupants is not None:
+            if not ours and self._occupants is not None:
                 await self._occupants.drop(key)  # it knows less than what comes now
+            if not sure:
+                self.outbox.archive.mistrust(session_id)
             self.outbox.use(session_id, key)
             await self.outbox.archive.pull(session_id, key.resource_id, ours=lease.was_ours)
+            ours = True
         except BaseException:
             if not had:
                 await asyncio.shield(self._tasks.own(self._release(key)))
             raise
+        finally:
+            if ours:
+                self.unsure.discard(key)
         return lease.mapping
 
     async def leave(self, key: ThreadKey) -> None:
@@ -147,6 +162,8 @@ class Fleet:
 
         Never fails.
         """
+        if key in self.unsure:
+            return True  # whoever has it next compares it
         with contextlib.suppress(SessionMapError):  # the database has logged what it is
             if not session_id:
                 if (mapping := await self.map.get(key)) is None:

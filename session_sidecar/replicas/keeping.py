@@ -97,7 +97,9 @@ class Keeping:
             if self._occupants.is_free(key) and not self._occupants.at_work(key):
                 await self._fleet.let_go(key)
                 return
-        if (mapping := await self._fleet.map.get(key)) is not None:
+        if key in self._fleet.unsure:
+            return  # what is here may be older than what is stored
+        if (mapping := await self._fleet.map.get(key)) is not None and key not in self._fleet.unsure:
             await self._outbox.push(key, mapping.sdk_session_id)
 
     async def _recover(self) -> None:
