@@ -114,7 +114,10 @@ def create_app(settings: Settings) -> Starlette:
             stack.push_async_callback(turns.close)
             stack.push_async_callback(readers.close)  # first: no turn's end waits for a long fork
             stack.enter_context(on_shutdown_signal(turns.stop_all))
-            peers = await stack.enter_async_context(Peers(settings.replica_secret)) if settings.replica_secret else None
+            peers = None
+            if settings.replica_secret:
+                peers = await stack.enter_async_context(Peers(settings.replica_secret))
+                stack.enter_context(on_shutdown_signal(peers.hang_up))
             reading = Reading(session_map, tenancy, history, turns)
             changes = Changes(
                 session_map=session_map,

@@ -251,6 +251,11 @@ class ReplayGone(SidecarError):
 
 # Several replicas
 
+_MAY_BE_DONE = (
+    "What was asked for may have been done. Look at the session's messages; if an `Idempotency-Key` was sent, sending "
+    "it again runs nothing twice."
+)
+
 
 class HeldElsewhere(SidecarError):
     """Another replica has this thread, and cannot be asked at the moment"""
@@ -268,6 +273,18 @@ class HeldElsewhere(SidecarError):
         self.url = url
         self.live = live
         self.instead: SidecarError | None = None
+
+    def broken_off(self) -> Self:
+        """The same, where that replica was asked and has not answered: to ask again may be to do it twice."""
+        error = self.again()
+        error.live, error.instead = False, AnswerLost(_MAY_BE_DONE)
+        return error
+
+
+class AnswerLost(SidecarError):
+    """Another replica was asked, and broke off before it had answered"""
+
+    status, code = 502, "replica_broke_off"
 
 
 class LeaseLost(SidecarError):

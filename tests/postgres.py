@@ -75,7 +75,8 @@ class Postgres:
         assert self._process is not None
         children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
         for pid in (self._process.pid, *map(int, children)):
-            os.kill(pid, what)
+            with contextlib.suppress(ProcessLookupError):  # that one has ended meanwhile
+                os.kill(pid, what)
 
 
 @contextlib.contextmanager

@@ -4,17 +4,20 @@ import asyncio
 import contextlib
 import itertools
 import signal
-from collections.abc import AsyncIterator, Callable, Iterator
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx
+import psycopg
 import pytest
 
 from tests.faults import FaultyModel
 from tests.modes import COLD, WARM
-from tests.postgres import free_port
-from tests.server import SECONDS, Sidecar
+from tests.postgres import PASSWORD, free_port
+from tests.server import SECONDS, Sidecar, a_moment
 
 SECRET = "the-secret-of-the-replicas"
 LEASE_SECONDS = 2.0
@@ -26,8 +29,17 @@ class Replica(Sidecar):
     def __init__(self, home: Path, env: dict[str, str], *options: str) -> None:
         port = free_port()
         url = f"http://127.0.0.1:{port}"
-        super().__init__(home, {**env, "SIDECAR_REPLICA_URL": url}, "--port", str(port), *options)
-        self.keep_secret(SECRET)
+        super().__init__(home, {"SIDECAR_REPLICA_URL": url, **env}, "--port", str(port), *options)
+        self.keep_secret(SECRET, PASSWORD, quote(PASSWORD, ""))
+
+    @contextlib.contextmanager
+    def frozen(self) -> Iterator[None]:
+        """SIGSTOP while the block lasts."""
+        self.process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.process.send_signal(signal.SIGCONT)
 
     async def kill(self) -> None:
         """kill -9, and see it gone."""
@@ -57,6 +69,49 @@ class Replicas:
         return next(self._next)
 
 
+class Balancer:
+    """A plain load balancer: each connection goes to the next replica that takes it, whatever is asked on it."""
+
+    def __init__(self, replicas: Iterable[Replica]) -> None:
+        self._replicas = list(replicas)
+        self._next = 0
+
+    @contextlib.asynccontextmanager
+    async def client(self) -> AsyncIterator[httpx.AsyncClient]:
+        """Who speaks to the fleet through it, and opens a connection for each call."""
+        server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        limits = httpx.Limits(max_keepalive_connections=0)
+        try:
+            async with httpx.AsyncClient(base_url=url, timeout=4 * SECONDS, limits=limits) as client:
+                yield client
+        finally:
+            server.close()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            there = await self._taken()
+            await asyncio.gather(_pass_on(reader, there[1]), _pass_on(there[0], writer))
+        writer.close()
+
+    async def _taken(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        for _ in self._replicas:
+            self._next += 1
+            port = self._replicas[self._next % len(self._replicas)].http.base_url.port
+            with contextlib.suppress(ConnectionError):
+                return await asyncio.open_connection("127.0.0.1", port)
+        raise ConnectionError("none of them is there")
+
+
+async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    try:
+        while data := await reader.read(2**16):
+            writer.write(data)
+            await writer.drain()
+    finally:
+        writer.close()
+
+
 Make = Callable[..., contextlib.AbstractAsyncContextManager[Replicas]]
 
 
@@ -80,6 +135,8 @@ def some_replicas(model: FaultyModel, model_env: dict[str, str], database: str, 
                 for number in range(count)
             ]
             yield Replicas(members)
+        for member in members:
+            no_alarms(member)
 
     return make
 
@@ -101,6 +158,39 @@ async def until_gone(replica: Sidecar, session_id: str) -> None:
     async with asyncio.timeout(SECONDS):
         while [*replica.home.glob(f"claude/projects/*/{session_id}*")]:
             await replica.settle()
+
+
+async def when_free(replica: Replica, thread: str, message: str, **fields: Any) -> str:
+    """The answer to a message that is sent again until its thread is free, sooner than Retry-After says."""
+    key = str(uuid.uuid4())
+    async with asyncio.timeout(2 * SECONDS):
+        while (answer := await replica.chat(thread, message, idempotency_key=key, **fields)).status_code != 200:
+            assert answer.status_code in (409, 502, 503), answer.text
+            assert (answer.status_code == 502) == ("retry-after" not in answer.headers), answer.text
+            await asyncio.sleep(LEASE_SECONDS / 8)
+    text: str = answer.json()["text"]
+    return text
+
+
+async def asked(database: str, statement: str, *parameters: object) -> list[tuple[Any, ...]]:
+    """What the database says to an operator."""
+    async with await psycopg.AsyncConnection.connect(database, autocommit=True) as connection:
+        cursor = await connection.execute(statement.encode(), parameters)
+        return await cursor.fetchall() if cursor.description else []
+
+
+async def all_released(database: str) -> None:
+    """Wait until no thread is leased."""
+    async with asyncio.timeout(SECONDS):
+        while await asked(database, "SELECT 1 FROM session_mappings WHERE lease_until IS NOT NULL"):
+            await a_moment()
+
+
+def no_alarms(replica: Sidecar) -> None:
+    """See that nothing failed in a replica that nobody foresaw."""
+    log = "".join(replica.log)
+    for alarm in ("Traceback", "exception was never retrieved", "never awaited", "was destroyed but it is pending"):
+        assert alarm not in log, log
 
 
 async def messages(replica: Sidecar, thread: str) -> list[tuple[str, str]]:

@@ -69,7 +69,7 @@ class Forwarded(Response):
             watching.cancel()
             await asyncio.wait((passing, watching))
         if passing.cancelled():
-            raise self._there.again()
+            raise self._there.again() if self._request.method in {"GET", "DELETE"} else self._there.broken_off()
         passing.result()
 
     async def _answer(self, send: Send) -> None:
@@ -91,10 +91,15 @@ class Forwarded(Response):
             await send({"type": "http.response.body", "body": b""})
 
     async def _until_lost(self) -> None:
-        """Wait until the other replica has been without the thread for a while. What it says last takes a moment."""
+        """Wait until the other replica has been without the thread for a while, as what it says last takes a moment.
+
+        Or until this one is about to end.
+        """
         lost = 0
         while lost < 2:
-            await asyncio.sleep(WATCH_SECONDS)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._peers.leaving.wait(), WATCH_SECONDS)
+                return
             now = None
             with contextlib.suppress(Exception):  # the database does not tell
                 now = await self._tenancy.elsewhere(self._there.key)

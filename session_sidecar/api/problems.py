@@ -27,6 +27,7 @@ _COMMON: tuple[tuple[Calls, tuple[type[SidecarError], ...]], ...] = (
     (lambda call: call.admits == "token" and "resource_id" in call.asks.model_fields, (errors.SessionNotFound,)),
     (lambda call: call.method != "GET", (errors.ReadOnlyToken,)),
     (_has_the_thread, (errors.HeldElsewhere,)),
+    (lambda call: _has_the_thread(call) and call.has_body, (errors.AnswerLost,)),
     (lambda call: call.admits in {"unrestricted", "metrics"}, (errors.UnrestrictedOnly,)),
     (lambda call: call.asks is not Nothing, (errors.InvalidRequest,)),
     (lambda call: call.has_body, (errors.InvalidJson, errors.UnsupportedMediaType)),

@@ -95,15 +95,14 @@ class Archive:
         self._session(session_id).whole = False
 
     async def forget(self, session_id: str) -> bool:
-        """Remove a session's files from this machine, if all of it is stored; False if it is not known to be.
+        """Remove a session's files from this machine, if all of it is known to be stored; whether none is left.
 
         No process may have the session, and nobody may be about to read it. Raises TranscriptsUnavailable, NotSaved.
         """
         session = self._session(session_id)
         async with session.lock:
-            if not session.whole or session.stored is None:
-                return False
-            gone = await in_thread(partial(compare.forget, self._config, session_id, session.seen))
+            stored = session.seen if session.whole and session.stored is not None else {}
+            gone = await in_thread(partial(compare.forget, self._config, session_id, stored))
             if gone:
                 session.whole = False
             return gone

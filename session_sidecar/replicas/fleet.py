@@ -50,10 +50,11 @@ class Fleet:
 
     async def enter(self, key: ThreadKey) -> SessionMapping | None:
         """See Tenancy."""
-        had, sure = key in self.leases.held(), key not in self.unsure
+        had, sure = False, key not in self.unsure
         self.unsure.add(key)
         try:
             async with self.changing(key):
+                had = self._has(key)
                 lease = await self.leases.acquire(key)
         except BaseException as error:
             if sure and (had or isinstance(error, LeaseHeld)):
@@ -74,7 +75,7 @@ class Fleet:
             await self.outbox.archive.pull(session_id, key.resource_id, ours=lease.was_ours)
             ours = True
         except BaseException:
-            if not had:
+            if not (had and lease.was_ours):  # else it has not stored all yet, and `Keeping` comes back to it
                 await asyncio.shield(self._tasks.own(self._release(key)))
             raise
         finally:

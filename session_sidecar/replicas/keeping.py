@@ -1,6 +1,7 @@
 """What goes on beside a fleet's turns: leases are renewed, what is written is stored, what is done with is let go."""
 
 import asyncio
+import contextlib
 import logging
 import math
 from types import TracebackType
@@ -22,6 +23,8 @@ OVERLAP_SECONDS = 60.0  # asked for twice rather than not at all
 STORE_SECONDS = 2.0  # between two looks for what was written since the last one
 RENEWALS = 3  # while a lease lasts
 RETRY_SECONDS = 0.5  # after a renewal that failed
+UNUSED_SECONDS = 30.0  # after which nobody reads any more what was brought here to be read
+LAST_SECONDS = 5.0  # at the end, to take away what is stored
 BATCH = 200
 
 
@@ -36,24 +39,33 @@ class Keeping:
         self._tasks = Tasks()
 
     async def __aenter__(self) -> Self:
-        self._renewing, self._storing = self._tasks.own(self._keep_renewing()), self._tasks.own(self._keep_storing())
+        self._renewing = self._tasks.own(self._keep_renewing())
+        self._storing = self._tasks.own(self._keep_storing())
+        self._recovering = self._tasks.own(self._keep_recovering())
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._storing.cancel()
-        await asyncio.wait([self._storing])
+        self._recovering.cancel()
+        await asyncio.wait([self._storing, self._recovering])
         last = [self._tasks.own(self._fleet.let_go(key)) for key in self._leases.held()]
         if last:
             await asyncio.wait(last, timeout=self._leases.seconds)  # after that, others wait for them no more
         for task in (self._renewing, *last):
             task.cancel()
         await self._tasks.ended()
+        with contextlib.suppress(SessionMapError, TimeoutError):  # what is left is seen to at the next start
+            async with asyncio.timeout(LAST_SECONDS):
+                for session_id, key in self._outbox.unused(0):
+                    if key not in self._leases.held():
+                        await self._forget(session_id, key)
 
     async def _keep_renewing(self) -> None:
         """Renew all leases a few times while they last. Those that are lost, or not renewed in time, are given up."""
         renewal: asyncio.Task[set[ThreadKey]] | None = None
+        given_up = set[ThreadKey]()  # those that have run out, and may yet be renewed if nobody else wants them
         while True:
             pause, lost = 0.0, set[ThreadKey]()
             renewal = renewal or self._tasks.own(self._leases.renew())
@@ -66,7 +78,8 @@ class Keeping:
                 else:
                     lost, pause = renewal.result(), self._leases.seconds / RENEWALS
                 renewal = None
-            lost |= {key for key, until in self._leases.held().items() if until <= boot_time()}
+            run_out = {key for key, until in self._leases.held().items() if until <= boot_time()}
+            lost, given_up = lost | run_out - given_up, run_out
             for key in lost:
                 fields = {"thread_id": key.thread_id, "resource_id": key.resource_id}
                 logger.error("the lease on a thread is lost", extra={"fields": fields})
@@ -74,12 +87,9 @@ class Keeping:
             await asyncio.sleep(pause)
 
     async def _keep_storing(self) -> None:
-        recovered, asked = False, -math.inf
+        asked = -math.inf
         while True:
             try:
-                if not recovered:
-                    await self._recover()
-                    recovered = True
                 if (now := boot_time()) >= asked + ERASED_SECONDS:
                     await self._remove_erased(now - asked + OVERLAP_SECONDS)
                     asked = now
@@ -101,6 +111,17 @@ class Keeping:
             return  # what is here may be older than what is stored
         if (mapping := await self._fleet.map.get(key)) is not None and key not in self._fleet.unsure:
             await self._outbox.push(key, mapping.sdk_session_id)
+
+    async def _keep_recovering(self) -> None:
+        """Do it once, however long the database is away. Whoever has one of these threads is waited for."""
+        while True:
+            try:
+                return await self._recover()
+            except SessionMapError:
+                pass  # the database has logged what it is
+            except Exception:
+                logger.exception("storing what an earlier life has left failed")
+            await asyncio.sleep(STORE_SECONDS)
 
     async def _recover(self) -> None:
         """Store what an earlier life has left here: its leases tell of which threads, or the files that were to go."""
@@ -134,9 +155,20 @@ class Keeping:
             await self._outbox.archive.remove(session_id)
 
     async def _forget_unused(self) -> None:
-        for session_id, key in self._outbox.unused():
+        for session_id, key in self._outbox.unused(UNUSED_SECONDS):
             if not self._occupants.is_free(key):
                 continue
             async with self._occupants.pause(key):
-                if key not in self._leases.held() and not self._occupants.has_process(key):
-                    await self._outbox.forget(session_id)
+                if key in self._leases.held() or self._occupants.has_process(key):
+                    continue
+                await self._forget(session_id, key)
+
+    async def _forget(self, session_id: str, key: ThreadKey) -> None:
+        """Take a session's files away. A process that was kept has added to them as it ended: that is stored first."""
+        if await self._outbox.forget(session_id):
+            return
+        self._outbox.use(session_id, key)  # if it does not succeed now, it is not tried again at once
+        with contextlib.suppress(SidecarError):
+            await self._fleet.enter(key)
+            await self._fleet.let_go(key)
+            await self._outbox.forget(session_id)

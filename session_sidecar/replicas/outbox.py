@@ -7,15 +7,13 @@ from typing import Literal
 
 from session_sidecar.agent.transcripts import Revision
 from session_sidecar.archive.sync import Archive
-from session_sidecar.errors import public_error
+from session_sidecar.errors import SidecarError, TranscriptMissing, public_error
 from session_store import ThreadKey
 from session_store.leases import LeaseLost, Leases
 
 logger = logging.getLogger(__name__)
 
-Outcome = Literal["stored", "late", "refused"]
-
-UNUSED_SECONDS = 30.0  # after which nobody reads any more what was brought here to be read
+Outcome = Literal["stored", "late", "refused", "gone"]
 
 
 class Outbox:
@@ -48,6 +46,10 @@ class Outbox:
             logger.error("session %s: what was written is refused, as another replica has the thread", session_id)  # noqa: TRY400
             self._ends.pop(key, None)
             return "refused"
+        except TranscriptMissing:
+            logger.error("session %s: what was not stored of its transcript is gone from this machine", session_id)  # noqa: TRY400
+            self._ends.pop(key, None)
+            return "gone"  # there is nothing to wait for: whoever has the thread next goes on from what is stored
         except Exception as error:
             logger.warning("session %s is not stored yet: %s", session_id, public_error(error).detail)
             return "late"
@@ -61,14 +63,20 @@ class Outbox:
             self._used.pop(session_id, None)
             self._used[session_id] = key, time.monotonic()  # the most recently used comes last
 
-    def unused(self) -> Iterator[tuple[str, ThreadKey]]:
-        """The sessions whose files may go, as nobody has asked for them for a while."""
+    def unused(self, seconds: float) -> Iterator[tuple[str, ThreadKey]]:
+        """The sessions whose files are to go, as nobody has asked for them for so long."""
         for session_id, (key, used) in list(self._used.items()):
-            if time.monotonic() - used < UNUSED_SECONDS:
+            if time.monotonic() - used < seconds:
                 return
             yield session_id, key
 
-    async def forget(self, session_id: str) -> None:
-        """Take the files of a session away, if all of it is stored. Nobody may be about to use them."""
-        if await self.archive.forget(session_id):
+    async def forget(self, session_id: str) -> bool:
+        """Take the files of a session away, if all of it is stored; whether it was. Nobody may be about to use them."""
+        try:
+            gone = await self.archive.forget(session_id)
+        except SidecarError as error:
+            logger.warning("session %s stays here for now: %s", session_id, error.detail)
+            return False
+        if gone:
             self._used.pop(session_id, None)
+        return gone

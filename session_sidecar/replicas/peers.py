@@ -1,5 +1,6 @@
 """The other replicas, asked over HTTP for what is theirs to answer: once, and with a secret that all of them have."""
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
@@ -23,6 +24,8 @@ class Peers:
         # How long a turn is silent is its own affair; whether its replica lives, its lease tells.
         timeout = httpx2.Timeout(None, connect=_CONNECT_SECONDS)
         limits = httpx2.Limits(max_connections=None, max_keepalive_connections=20)
+        self.leaving = asyncio.Event()
+        """Set when nothing that others say is waited for any more."""
         self._http = httpx2.AsyncClient(headers={FORWARDED: secret}, timeout=timeout, limits=limits, trust_env=False)
 
     async def __aenter__(self) -> "Peers":
@@ -30,6 +33,10 @@ class Peers:
 
     async def __aexit__(self, *_: object) -> None:
         await self._http.aclose()
+
+    def hang_up(self) -> None:
+        """Break off what is passed on: this replica is about to end, and whoever reads it may rejoin by another."""
+        self.leaving.set()
 
     @contextlib.asynccontextmanager
     async def asked(
@@ -48,8 +55,10 @@ class Peers:
                 yield answer
             finally:
                 await answer.aclose()
-        except httpx2.HTTPError:
+        except (httpx2.ConnectError, httpx2.ConnectTimeout):
             raise there.again() from None
+        except httpx2.HTTPError:
+            raise (there.again() if method in {"GET", "DELETE"} else there.broken_off()) from None
 
     async def forget(self, there: HeldElsewhere, key: ThreadKey, *, transcript: bool, force: bool) -> bool:
         """Have the replica that has a thread delete it; whether it has. Raises HeldElsewhere if it cannot be asked."""

@@ -14,6 +14,7 @@ from session_sidecar.errors import NotSaved, TurnInterrupted, TurnTimeout, publi
 from session_sidecar.settings import Settings
 from session_sidecar.turns.turn import UNBEGUN, Turn
 from session_store import SessionMap, SessionMapping
+from session_store.leases import LeaseHeld
 
 logger = logging.getLogger(__name__)
 
@@ -119,6 +120,8 @@ class Afterwards:
             async with asyncio.timeout(PATIENCE_SECONDS):
                 if await self._transcripts.info(turn.made) is None:
                     await self._map.remove(turn.request.key, expected=turn.made)
+        except LeaseHeld:
+            pass  # another replica was first, and the mapping is its own
         except Exception:
             # The mapping stays; the next turn finds no transcript and starts it under the same session ID.
             logger.exception("the mapping of a turn that never began was not removed")

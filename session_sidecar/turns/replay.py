@@ -27,7 +27,7 @@ MAX_KEYS = 10_000
 # What a turn takes in memory beside its events and its text.
 TURN_BYTES = 5 * 2**10
 SWEEP_SECONDS = 1.0
-# What was refused for the sake of the thread that it would make, or of its key, is no turn of the thread.
+# What was refused for the thread that it would make, for its key, or is another replica's, is no turn of the thread.
 _REFUSED = (ThreadExists, IdempotencyMismatch, ReplayGone, HeldElsewhere)
 
 _Key = tuple[str, str]
