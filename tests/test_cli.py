@@ -432,7 +432,8 @@ async def test_every_example_in_the_help_works_as_it_stands(sidecar: Sidecar, tm
         ended = await shell(url(sidecar), f"cd {tmp_path} && {example}", "Hello")
         assert ended.code == 0, (example, ended)
 
-    for name in ("doctor", "backup", "restore", "token"):  # of files, not of a server: each has tests of its own
+    # Of files and databases, not of a server: each has tests of its own.
+    for name in ("doctor", "backup", "restore", "token", "import", "export", "rotate", "forget-key"):
         del examples[name]
     del examples["adopt"]  # its session is somebody's; there is a test above
     first, last = [*examples.pop("chat"), *examples.pop("fork")], examples.pop("rm")
