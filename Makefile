@@ -27,7 +27,7 @@ check: .venv/dev ## ruff, the type checker, the floors of the house, and known h
 	$(BIN)/pytest tests/test_house.py -k "import or floor or stranger"
 	$(BIN)/pip-audit --progress-spinner off --desc off --disable-pip --require-hashes -r requirements.lock
 
-bench: .venv/bench ## measure it against what else there is, in about twenty minutes; writes bench/results.*
+bench: .venv/bench ## measure it against what else there is, in about half an hour; writes bench/results.*
 	$(BIN)/python -m bench
 
 lock: .venv/dev ## write the lock files anew from pyproject.toml

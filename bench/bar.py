@@ -37,7 +37,7 @@ class Bar(NamedTuple):
     @property
     def told(self) -> tuple[str, str, str, str]:
         """The row of a table: what, the limit, the figure, and whether it was met."""
-        limit = f"{'at most' if self.at_most else 'at least'} {self.limit:.2g}{self.unit}"
+        limit = f"{'at most' if self.at_most else 'at least'} {self.limit:.3g}{self.unit}"
         return self.what, limit, f"{self.figure:.2g}{self.unit}", "met" if self.met else "not met"
 
 

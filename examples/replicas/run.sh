@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Three replicas on one database and nginx before them, as processes of this machine. Ctrl-C ends them all.
 #
-#   pip install 'session-sidecar[postgres]'
+#   pip install '.[postgres]'
 #   SIDECAR_DATABASE=postgresql://user:password@host/database examples/replicas/run.sh --model offline
 #
 # Options are those of `session-sidecar serve`. nginx listens on PORT (8080), the replicas on the three ports after it, and
