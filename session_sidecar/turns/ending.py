@@ -13,7 +13,7 @@ from session_sidecar.agent.transcripts.transcripts import Transcripts
 from session_sidecar.errors import NotSaved, TurnInterrupted, TurnTimeout, public_error
 from session_sidecar.settings import Settings
 from session_sidecar.turns.turn import UNBEGUN, Turn
-from session_store import SessionMap, SessionMapping
+from session_store import SessionMap, SessionMapError, SessionMapping
 from session_store.leases import LeaseHeld
 
 logger = logging.getLogger(__name__)
@@ -107,9 +107,9 @@ class Afterwards:
             if turn.session_id is not None:
                 async with asyncio.timeout(PATIENCE_SECONDS):
                     return await self._map.touch(turn.request.key, turn.session_id)
-        except Exception:
+        except Exception as error:
             # The conversation is safe in the transcript; only the row's time and version stay as they were.
-            logger.exception("turn %s: the mapping's version was not bumped", turn.id)
+            logger.exception("turn %s: the mapping's version was not bumped", turn.id, exc_info=_unknown(error))
         return None
 
     async def forget_unbegun(self, turn: Turn) -> None:
@@ -122,6 +122,11 @@ class Afterwards:
                     await self._map.remove(turn.request.key, expected=turn.made)
         except LeaseHeld:
             pass  # another replica was first, and the mapping is its own
-        except Exception:
+        except Exception as error:
             # The mapping stays; the next turn finds no transcript and starts it under the same session ID.
-            logger.exception("the mapping of a turn that never began was not removed")
+            logger.exception("the mapping of a turn that never began was not removed", exc_info=_unknown(error))
+
+
+def _unknown(error: Exception) -> Exception | None:
+    """The error to be logged with its traceback; None where the session map has logged what it is."""
+    return None if isinstance(error, SessionMapError) else error
