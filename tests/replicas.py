@@ -20,7 +20,7 @@ from tests.postgres import PASSWORD, free_port
 from tests.server import SECONDS, Sidecar, a_moment
 
 SECRET = "the-secret-of-the-replicas"
-LEASE_SECONDS = 2.0
+LEASE_SECONDS = 3.0
 
 
 class Replica(Sidecar):

@@ -97,7 +97,7 @@ async def test_a_stream_that_the_api_always_cuts_is_had_in_one_piece(
 async def test_an_api_that_falls_silent_ends_the_turn_at_its_idle_deadline(
     a_sidecar: Make, thread: str, model: FaultyModel, behaviour: Behaviour
 ) -> None:
-    async with a_sidecar(SIDECAR_TURN_IDLE_SECONDS="2") as sidecar:
+    async with a_sidecar(SIDECAR_TURN_IDLE_SECONDS="4") as sidecar:
         await sidecar.say(thread, "My name is Ada")
         model.script(behaviour)
         async with sidecar.stream(thread, "Hello") as stream:
@@ -105,7 +105,7 @@ async def test_an_api_that_falls_silent_ends_the_turn_at_its_idle_deadline(
         assert end["status"] == "failed"
         assert isinstance(end["error"], dict)
         assert end["error"]["code"] == "turn_timeout"
-        assert "said nothing for 2 seconds" in end["error"]["detail"]
+        assert "said nothing for 4 seconds" in end["error"]["detail"]
         await sidecar.at_rest(1, threads=0)
         await is_sound(sidecar, thread)
 
@@ -113,7 +113,7 @@ async def test_an_api_that_falls_silent_ends_the_turn_at_its_idle_deadline(
 async def test_a_turn_that_never_falls_silent_ends_at_its_total_deadline(
     a_sidecar: Make, thread: str, model: FaultyModel
 ) -> None:
-    async with a_sidecar(SIDECAR_TURN_SECONDS="2") as sidecar:
+    async with a_sidecar(SIDECAR_TURN_SECONDS="4") as sidecar:
         async with sidecar.stream(thread, "[[slow 1000 0.02]]") as stream:
             end = await ended(stream)
         assert isinstance(end["error"], dict)

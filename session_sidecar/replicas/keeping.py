@@ -83,7 +83,7 @@ class Keeping:
             for key in lost:
                 fields = {"thread_id": key.thread_id, "resource_id": key.resource_id}
                 logger.error("the lease on a thread is lost", extra={"fields": fields})
-                await self._occupants.lose(key)
+                self._tasks.own(self._occupants.lose(key))  # a process that ends slowly holds up no renewal
             await asyncio.sleep(pause)
 
     async def _keep_storing(self) -> None:
@@ -148,8 +148,8 @@ class Keeping:
 
     async def _remove_erased(self, seconds: float) -> None:
         """Remove what is here of sessions that another replica has deleted."""
-        here = await self._outbox.archive.sessions_here()
-        for session_id in here.intersection(await self._outbox.archive.erased(seconds)):
+        erased = await self._outbox.archive.erased(seconds)
+        for session_id in (await self._outbox.archive.sessions_here()).intersection(erased) if erased else ():
             if (key := self._occupants.has_session(session_id)) is not None:
                 await self._occupants.drop(key)
             await self._outbox.archive.remove(session_id)
