@@ -19,7 +19,7 @@ import pytest
 from tests.faults import FaultyModel
 from tests.forked import Forked
 from tests.modes import COLD, in_both_modes
-from tests.server import SECONDS, Sidecar
+from tests.server import SECONDS, Sidecar, a_moment
 from tests.terminal import Ended, command, environment, shell
 from tests.transcripts import messages, texts
 from tests.volume import mounted
@@ -138,6 +138,9 @@ async def test_at_whatever_moment_of_many_turns_it_is_taken_each_of_its_mappings
         await sidecar.say("the first", "My name is Ada")
         talks = [asyncio.create_task(talk(number)) for number in range(3)]
         for number in range(5):
+            ended = len(sidecar.logged("turn"))
+            while len(sidecar.logged("turn")) < ended + 2:
+                await a_moment()
             await back_up(sidecar.home, tmp_path / f"copy-{number}")
         assert not any(talk.done() for talk in talks)
         for task in talks:

@@ -71,7 +71,8 @@ class Example:
                 if answer.status_code == 200:
                     text: str = answer.json()["text"]
                     return text
-                assert answer.status_code in (409, 503), answer.text
+                # 502 is nginx's: it does not send a message again whose connection broke.
+                assert answer.status_code in (409, 502, 503), answer.text
                 await asyncio.sleep(LEASE_SECONDS / 4)
 
     def replicas(self) -> dict[int, Path]:
