@@ -25,9 +25,8 @@ from session_sidecar.agent.transcripts.lines import linked, tails
 from session_sidecar.agent.transcripts.readers import Readers
 from session_sidecar.errors import MessageNotFound, NotSaved, TranscriptMissing, UnsafeForkPoint
 
-# The pauses between looks for a turn's last message: the CLI has written it by the time of the result, if it can, and
-# on a machine with far more to do than cores soon after.
-SAVED_SOON = (0.05, 0.2, 0.5, 1.0, 2.0)
+# The pauses between looks for a turn's last message: the CLI has written it by the time of the result, if it can.
+SAVED_SOON = (0.05, 0.2, 0.5)
 TAIL_BYTES = 16 * 2**10
 SOMETHING = 64 * 2**10  # bytes that a volume must take to be called writable
 
