@@ -1,6 +1,7 @@
 """A model that can be told to fail, and sidecars that talk to it."""
 
 import itertools
+import shutil
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -113,3 +114,17 @@ async def original(_sidecar: Sidecar, _model: FaultyModel) -> str:
     await _sidecar.say("the original", "I like tea")
     await _sidecar.at_rest()
     return "the original"
+
+
+@pytest.fixture(scope="session")
+async def _home(model_env: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    async with Sidecar(tmp_path_factory.mktemp("stopped") / "home", model_env | COLD) as sidecar:
+        for thread in ("t1", "t2"):
+            await sidecar.say(thread, "My name is Ada")
+    return sidecar.home
+
+
+@pytest.fixture
+def home(_home: Path, tmp_path: Path) -> Path:
+    """The home of a sidecar that has two threads and no keys, and was stopped."""
+    return shutil.copytree(_home, tmp_path / "home")

@@ -121,6 +121,20 @@ def database(postgres: str) -> Iterator[str]:
         yield url
 
 
+@pytest.fixture(scope="module")
+def server() -> Iterator[Postgres]:
+    """A server that tests may stop."""
+    with running_postgres() as server:
+        yield server
+
+
+@pytest.fixture
+def own(server: Postgres) -> Iterator[str]:
+    """The URL of an empty database on it."""
+    with new_database(server.url) as url:
+        yield url
+
+
 @contextlib.contextmanager
 def running_pgbouncer(server: str) -> Iterator[int]:
     """A pgbouncer in transaction mode before a server, and its port. It knows no startup parameter but its own."""

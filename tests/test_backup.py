@@ -69,20 +69,6 @@ def everything(directory: Path) -> dict[str, bytes]:
     return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
 
 
-@pytest.fixture(scope="session")
-async def _home(model_env: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    async with Sidecar(tmp_path_factory.mktemp("backup") / "home", model_env | COLD) as sidecar:
-        for thread in ("t1", "t2"):
-            await sidecar.say(thread, "My name is Ada")
-    return sidecar.home
-
-
-@pytest.fixture
-def home(_home: Path, tmp_path: Path) -> Path:
-    """The home of a sidecar that has two threads and was stopped."""
-    return shutil.copytree(_home, tmp_path / "home")
-
-
 @in_both_modes
 async def test_a_backup_taken_with_turns_running_goes_on_at_another_path(
     a_sidecar: Make, model_env: dict[str, str], model: FaultyModel, tmp_path: Path

@@ -9,7 +9,7 @@ import signal
 import sqlite3
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -20,7 +20,7 @@ import pytest
 
 from session_sidecar.replicas.keeping import UNUSED_SECONDS
 from tests.faults import FaultyModel, hold
-from tests.postgres import PASSWORD, Postgres, free_port, new_database, running_postgres, through
+from tests.postgres import PASSWORD, Postgres, free_port, through
 from tests.replicas import (
     LEASE_SECONDS,
     SECRET,
@@ -41,20 +41,6 @@ from tests.server import SECONDS, Sidecar, Stream, a_moment
 THREAD = {"thread_id": "t", "resource_id": "alice"}
 BROKEN = (httpx.RemoteProtocolError, httpx.ReadError)
 LONG_LEASE = {"SIDECAR_LEASE_SECONDS": "30"}
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Postgres]:
-    """A database server that tests may stop."""
-    with running_postgres() as server:
-        yield server
-
-
-@pytest.fixture
-def own(server: Postgres) -> Iterator[str]:
-    """The URL of an empty database on it."""
-    with new_database(server.url) as url:
-        yield url
 
 
 @contextlib.asynccontextmanager

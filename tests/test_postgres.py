@@ -22,25 +22,11 @@ from session_store import SessionMapError, StoreUnavailable, StoreUnusable, Thre
 from session_store.postgres import PostgresSessionMap, database, leases, pages, session_map
 from session_store.postgres.errors import translated
 from session_store.postgres.migrations import SCHEMA_VERSION
-from tests.postgres import PASSWORD, Postgres, conninfo_url, free_port, new_database, running_postgres
+from tests.postgres import PASSWORD, Postgres, conninfo_url, free_port, new_database
 
 KEY = ThreadKey("t1", "alice")
 SLEEPING = "SELECT pid FROM pg_stat_activity WHERE query LIKE 'SELECT pg_sleep%%' AND state = 'active'"
 CANNOT, AGAIN = "the session map cannot be used: ", "the session map can be used again"
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Postgres]:
-    """A server that tests may stop."""
-    with running_postgres() as server:
-        yield server
-
-
-@pytest.fixture
-def own(server: Postgres) -> Iterator[str]:
-    """The URL of an empty database on it."""
-    with new_database(server.url) as url:
-        yield url
 
 
 @pytest.fixture

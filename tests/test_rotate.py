@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
-import pytest
 
 from tests.conversations import conversation
 from tests.modes import COLD
@@ -20,20 +19,6 @@ from tests.terminal import CTRL_C, Ended, Terminal, command
 
 ONE, TWO = (f"{name}:{base64.b64encode(bytes([number]) * 32).decode()}" for number, name in enumerate(("k1", "k2")))
 HAS_ONE, HAS_TWO, HAS_BOTH = ({"SIDECAR_ENCRYPTION_KEYS": keys} for keys in (ONE, TWO, f"{TWO},{ONE}"))
-
-
-@pytest.fixture(scope="session")
-async def _home(model_env: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    async with Sidecar(tmp_path_factory.mktemp("keys") / "home", model_env | COLD) as sidecar:
-        for thread in ("t1", "t2"):
-            await sidecar.say(thread, "My name is Ada")
-    return sidecar.home
-
-
-@pytest.fixture
-def home(_home: Path, tmp_path: Path) -> Path:
-    """The home of a sidecar that has two threads and no keys, and was stopped."""
-    return shutil.copytree(_home, tmp_path / "home")
 
 
 def rows(home: Path) -> list[tuple[Any, ...]]:

@@ -19,7 +19,7 @@ from starlette.types import Receive, Scope, Send
 
 from session_sidecar.api.http import unless_gone
 from session_sidecar.errors import HeldElsewhere
-from session_sidecar.replicas.peers import Peers
+from session_sidecar.replicas.peers import Peers, cut_off
 from session_sidecar.replicas.tenancy import Tenancy
 
 WATCH_SECONDS = 5.0  # between two looks whether the replica that was asked still has the thread
@@ -69,7 +69,7 @@ class Forwarded(Response):
             watching.cancel()
             await asyncio.wait((passing, watching))
         if passing.cancelled():
-            raise self._there.again() if self._request.method in {"GET", "DELETE"} else self._there.broken_off()
+            raise cut_off(self._there, self._request.method)
         passing.result()
 
     async def _answer(self, send: Send) -> None:

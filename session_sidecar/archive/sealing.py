@@ -38,10 +38,10 @@ class Keyring:
         self._keys = dict(keys or {})
 
     @classmethod
-    def of_setting(cls, setting: str) -> Self:
-        """The keys of `id:base64,id:base64…`. Raises SettingsError, which never shows a key."""
+    def of_setting(cls, setting: str | None) -> Self:
+        """The keys of `id:base64,id:base64…`; without it, none. Raises SettingsError, which never shows a key."""
         keys: dict[str, bytes] = {}
-        for number, entry in enumerate(setting.split(","), 1):
+        for number, entry in enumerate(setting.split(",") if setting is not None else (), 1):
             key_id, colon, text = entry.strip().partition(":")
             if not colon or not key_id:
                 raise SettingsError(_wrong(number, "is not id:base64"))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Self
 from session_sidecar.agent.tasks import Tasks
 from session_sidecar.errors import SidecarError
 from session_sidecar.replicas.tenancy import Occupants
-from session_store import SessionMapError, ThreadKey
+from session_store import SessionMapError, ThreadKey, walk
 from session_store.leases import boot_time
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ RENEWALS = 3  # while a lease lasts
 RETRY_SECONDS = 0.5  # after a renewal that failed
 UNUSED_SECONDS = 30.0  # after which nobody reads any more what was brought here to be read
 LAST_SECONDS = 5.0  # at the end, to take away what is stored
-BATCH = 200
 
 
 class Keeping:
@@ -140,11 +139,7 @@ class Keeping:
 
     async def _with_files(self) -> list[ThreadKey]:
         here = await self._outbox.archive.sessions_here()
-        found, after = list[ThreadKey](), None
-        while here and (rows := await self._fleet.map.page(None, limit=BATCH, after=after)):
-            found += [row.key for row in rows if row.sdk_session_id in here]
-            after = rows[-1].cursor
-        return found
+        return [row.key async for row in walk(self._fleet.map) if row.sdk_session_id in here] if here else []
 
     async def _remove_erased(self, seconds: float) -> None:
         """Remove what is here of sessions that another replica has deleted."""

@@ -36,7 +36,7 @@ async def opened(
     from session_sidecar.replicas.fleet import Fleet  # noqa: PLC0415
     from session_sidecar.replicas.outbox import Outbox  # noqa: PLC0415
 
-    keyring = Keyring.of_setting(settings.encryption_keys) if settings.encryption_keys else Keyring()
+    keyring = Keyring.of_setting(settings.encryption_keys or None)
     session_map, leases, chunks = await (_of_one if settings.database is None else _of_many)(settings, stack, observe)
     outlines = Outlines(chunks, keyring, history)
     archive = Archive(settings.claude_config, chunks, keyring, outlines)

@@ -58,7 +58,7 @@ class Peers:
         except (httpx2.ConnectError, httpx2.ConnectTimeout):
             raise there.again() from None
         except httpx2.HTTPError:
-            raise (there.again() if method in {"GET", "DELETE"} else there.broken_off()) from None
+            raise cut_off(there, method) from None
 
     async def forget(self, there: HeldElsewhere, key: ThreadKey, *, transcript: bool, force: bool) -> bool:
         """Have the replica that has a thread delete it; whether it has. Raises HeldElsewhere if it cannot be asked."""
@@ -72,3 +72,8 @@ class Peers:
             there, "DELETE", "/v1/session", headers={}, params=asked, timeout=_CALL_SECONDS
         ) as answer:
             return answer.is_success
+
+
+def cut_off(there: HeldElsewhere, method: str) -> HeldElsewhere:
+    """What to raise where a replica was asked and has not answered: only what can be asked twice may be asked again."""
+    return there.again() if method in {"GET", "DELETE"} else there.broken_off()

@@ -57,7 +57,7 @@ async def opened(settings: Settings, stack: AsyncExitStack, *, change: bool) -> 
     It is ours alone if nobody does. Raises StoreInUse if somebody does and it is to be changed; StoreUnusable,
     SettingsError.
     """
-    keyring = Keyring.of_setting(settings.encryption_keys) if settings.encryption_keys else Keyring()
+    keyring = Keyring.of_setting(settings.encryption_keys or None)
     in_use: str | None = None
     if settings.database is not None:
         try:

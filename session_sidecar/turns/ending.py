@@ -109,7 +109,7 @@ class Afterwards:
                     return await self._map.touch(turn.request.key, turn.session_id)
         except Exception as error:
             # The conversation is safe in the transcript; only the row's time and version stay as they were.
-            logger.exception("turn %s: the mapping's version was not bumped", turn.id, exc_info=_unknown(error))
+            logger.exception("turn %s: the mapping's version was not bumped", turn.id, exc_info=unknown(error))
         return None
 
     async def forget_unbegun(self, turn: Turn) -> None:
@@ -124,9 +124,9 @@ class Afterwards:
             pass  # another replica was first, and the mapping is its own
         except Exception as error:
             # The mapping stays; the next turn finds no transcript and starts it under the same session ID.
-            logger.exception("the mapping of a turn that never began was not removed", exc_info=_unknown(error))
+            logger.exception("the mapping of a turn that never began was not removed", exc_info=unknown(error))
 
 
-def _unknown(error: Exception) -> Exception | None:
+def unknown(error: Exception) -> Exception | None:
     """The error to be logged with its traceback; None where the session map has logged what it is."""
     return None if isinstance(error, SessionMapError) else error

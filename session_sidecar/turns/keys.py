@@ -16,9 +16,9 @@ from dataclasses import astuple, fields
 from session_sidecar.errors import IdempotencyMismatch, ReplayGone
 from session_sidecar.replicas.tenancy import Tenancy
 from session_sidecar.settings import Settings
-from session_sidecar.turns.ending import PATIENCE_SECONDS
+from session_sidecar.turns.ending import PATIENCE_SECONDS, unknown
 from session_sidecar.turns.turn import Turn, TurnRequest
-from session_store import SessionMapError, TurnKeys, turn_key
+from session_store import TurnKeys, turn_key
 
 logger = logging.getLogger(__name__)
 
@@ -73,8 +73,7 @@ class Keys:
                 await work
         except Exception as error:
             # The key stays in use until the time is over that it was taken for.
-            known = isinstance(error, SessionMapError)  # the map has logged what it is
-            logger.warning("turn %s: its idempotency key was not freed in time", turn.id, exc_info=not known)
+            logger.warning("turn %s: its idempotency key was not freed in time", turn.id, exc_info=unknown(error))
 
 
 def digest(request: TurnRequest) -> bytes:

@@ -48,7 +48,7 @@ class Place:
         self.config = settings.claude_config
         self.map = shared
         self.chunks = PostgresChunks(shared.database, shared.replica_id)
-        self.keyring = keyring_of(settings)
+        self.keyring = Keyring.of_setting(settings.encryption_keys or None)
         self.readers = Readers()
         stack.push_async_callback(self.readers.close)
         self._history = History(self.config, self.readers)
@@ -73,11 +73,6 @@ async def opened_database(settings: Settings, stack: AsyncExitStack, *, read_onl
     shared = await open_shared_session_map(settings.database, read_only=read_only)
     stack.push_async_callback(shared.close)
     return shared
-
-
-def keyring_of(settings: Settings) -> Keyring:
-    """The keys of the settings. Raises SettingsError."""
-    return Keyring.of_setting(settings.encryption_keys) if settings.encryption_keys else Keyring()
 
 
 def stored_in(home: Settings) -> Path | None:
