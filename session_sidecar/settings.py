@@ -104,6 +104,7 @@ class Settings(BaseModel):
     stream_init: Literal["show", "hide"] = Field(
         "show", description="`hide`: leave `system/init`, which names paths of this machine, out of streams"
     )
+    ui: Literal["on", "off"] = Field("on", description="`off`: the page `/ui` is not there")
 
     @classmethod
     def load(cls, environ: Mapping[str, str] | None = None, **overrides: Any) -> Self:

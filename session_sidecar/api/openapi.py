@@ -30,6 +30,8 @@ takes HEAD too. What is no HTTP gets a 400 of plain text.
 _MEDIA: dict[Any, tuple[str, ...]] = {
     answers.TurnAnswer: ("text/event-stream", "application/json"),  # by what the caller accepts
     answers.Html: ("text/html",),
+    answers.Style: ("text/css",),
+    answers.Script: ("text/javascript",),
     answers.Figures: ("text/plain",),
 }
 _OF_STREAMS = (events.SessionEvent, events.SdkMessage, events.EndEvent)

@@ -6,7 +6,7 @@ The README's table is held to this one by a test, and so are the router and the 
 from typing import Any
 
 from session_sidecar import errors
-from session_sidecar.api import chat, health, sessions
+from session_sidecar.api import chat, health, page, sessions
 from session_sidecar.api.docs import Docs
 from session_sidecar.api.http import Call, Nothing
 from session_sidecar.api.models import answers, requests
@@ -156,6 +156,9 @@ CALLS: tuple[Call[Any], ...] = (
         (errors.SessionNotFound, *_TRANSCRIPTS),
         is_reading=True,
     ),
+    Call("GET", "/ui", page.ui, Nothing, {200: answers.Html, 304: None}, admits="anybody"),
+    Call("GET", "/ui/page.css", page.ui_style, Nothing, {200: answers.Style, 304: None}, admits="anybody"),
+    Call("GET", "/ui/page.js", page.ui_script, Nothing, {200: answers.Script, 304: None}, admits="anybody"),
     Call("GET", "/healthz", health.healthz, Nothing, {200: answers.Health}, admits="anybody"),
     Call(
         "GET",
@@ -177,3 +180,5 @@ CALLS: tuple[Call[Any], ...] = (
     Call("GET", "/openapi.json", _docs.openapi, Nothing, {200: answers.Json}, admits="anybody"),
     Call("GET", "/docs", _docs.page, Nothing, {200: answers.Html}, admits="anybody"),
 )
+
+OF_THE_PAGE = tuple(call for call in CALLS if call.path.startswith("/ui"))
