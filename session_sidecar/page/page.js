@@ -58,8 +58,7 @@ class Problem extends Error {
 
 async function request(method, path, { query = {}, body, headers = {}, signal } = {}) {
   const url = new URL(path, BASE);
-  for (const [name, value] of Object.entries(query))
-    if (value !== "" && value != null) url.searchParams.set(name, value);
+  for (const [name, value] of Object.entries(query)) if (value !== "" && value != null) url.searchParams.set(name, value);
   for (;;) {
     const sent = token;
     const response = await fetch(url, {
@@ -89,14 +88,7 @@ function askForToken(refused) {
   asking ??= ask({
     title: "This sidecar asks for a token",
     text: `${refused ? "The last one is not known, or has expired. " : ""}It is kept in this tab until that is closed.`,
-    fields: [
-      h(
-        "label.field",
-        {},
-        h("span", {}, "Token"),
-        h("input", { name: "token", type: "password", required: true, autocomplete: "off" }),
-      ),
-    ],
+    fields: [h("label.field", {}, h("span", {}, "Token"), h("input", { name: "token", type: "password", required: true, autocomplete: "off" }))],
     yes: "Use it",
   }).then((given) => {
     asking = null;
@@ -162,9 +154,7 @@ async function* parsed(response) {
     Throws the Problem of a call that is refused. It ends where `signal` says so. */
 async function* follow(method, path, { signal, told = () => {}, ...options }) {
   // The key covers a break before the first event, the ID of the last event every later one.
-  const key = [...crypto.getRandomValues(new Uint8Array(16))]
-    .map((byte) => byte.toString(16).padStart(2, "0"))
-    .join("");
+  const key = [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
   const headers = { accept: "text/event-stream", ...(options.body ? { "idempotency-key": key } : {}) };
   for (let wait = 500; ; wait = Math.min(2 * wait, 8000)) {
     try {
@@ -194,12 +184,10 @@ function written(text) {
   const found = document.createDocumentFragment();
   const lines = text.split("\n");
   const isItem = (line) => /^\s*(?:[-*+]|\d{1,9}[.)])\s+\S/.exec(line);
-  for (let at = 0; at < lines.length;) {
+  for (let at = 0; at < lines.length; ) {
     const fence = /^ {0,3}(```+|~~~+)\s*([\w+#.-]*)/.exec(lines[at]);
     if (fence) {
-      const end = lines.findIndex(
-        (line, i) => i > at && line.trim().startsWith(fence[1]) && !line.trim().slice(fence[1].length).trim(),
-      );
+      const end = lines.findIndex((line, i) => i > at && line.trim().startsWith(fence[1]) && !line.trim().slice(fence[1].length).trim());
       const stop = end < 0 ? lines.length : end;
       found.append(code(lines.slice(at + 1, stop).join("\n"), fence[2]));
       at = stop + 1;
@@ -214,19 +202,14 @@ function written(text) {
         else items.push(`${items.pop()}\n${lines[at].trim()}`);
       }
       const list = h(ordered ? "ol" : "ul", { dir: "auto" });
-      for (const item of items) list.append(h(/^\s{2,}/.test(item) ? "li.deeper" : "li", {}, ...inline(item.trim())));
+      for (const item of items)
+        list.append(h(/^\s{2,}/.test(item) ? "li.deeper" : "li", {}, ...inline(item.trim())));
       found.append(list);
     } else if (!lines[at].trim()) {
       at++;
     } else {
       const start = at;
-      while (
-        at < lines.length &&
-        lines[at].trim() &&
-        !/^ {0,3}(```|~~~)|^#{1,6}\s/.test(lines[at]) &&
-        !(at > start && isItem(lines[at]))
-      )
-        at++;
+      while (at < lines.length && lines[at].trim() && !/^ {0,3}(```|~~~)|^#{1,6}\s/.test(lines[at]) && !(at > start && isItem(lines[at]))) at++;
       found.append(h("p", { dir: "auto" }, ...inline(lines.slice(start, at).join("\n"))));
     }
   }
@@ -238,11 +221,7 @@ function inline(text) {
     .split(/(`[^`\n]+`|\*\*[^*\n]+\*\*)/)
     .filter(Boolean)
     .map((part) =>
-      /^`.+`$/.test(part)
-        ? h("code", {}, part.slice(1, -1))
-        : /^\*\*.+\*\*$/.test(part)
-          ? h("strong", {}, part.slice(2, -2))
-          : part,
+      /^`.+`$/.test(part) ? h("code", {}, part.slice(1, -1)) : /^\*\*.+\*\*$/.test(part) ? h("strong", {}, part.slice(2, -2)) : part,
     );
 }
 
@@ -263,10 +242,7 @@ const textOf = (message) =>
 const holdsResults = (message) => blocksOf(message).some((block) => block.type === "tool_result");
 const isPrompt = (message) => message.type === "user" && !holdsResults(message) && !message.synthetic;
 const short = (text, most = 80) => {
-  const line = text
-    .slice(0, 4 * most)
-    .replace(/\s+/g, " ")
-    .trim();
+  const line = text.slice(0, 4 * most).replace(/\s+/g, " ").trim();
   return line.length > most ? `${line.slice(0, most - 1)}…` : line;
 };
 const IMAGES = ["image/png", "image/jpeg", "image/gif", "image/webp"];
@@ -279,8 +255,7 @@ function picture({ source = {} }) {
 
 /** A block of a person's or the model's, but for tool calls and their results. */
 function shown(block, mine) {
-  if (block.type === "text")
-    return mine ? h("div.said", { dir: "auto" }, block.text) : h("div.text", {}, written(block.text));
+  if (block.type === "text") return mine ? h("div.said", { dir: "auto" }, block.text) : h("div.text", {}, written(block.text));
   if (block.type === "thinking")
     return h("details.fold", {}, h("summary", {}, "Thinking"), h("div.said", { dir: "auto" }, block.thinking));
   if (block.type === "image") return picture(block);
@@ -297,14 +272,7 @@ class Tool {
     this.input = h("div", {});
     this.within = h("ol.log.nested", { hidden: true });
     this.result = h("div", {});
-    this.node = h(
-      "details.fold.tool",
-      {},
-      h("summary", {}, this.name, " ", this.what, " ", this.state),
-      this.input,
-      this.within,
-      this.result,
-    );
+    this.node = h("details.fold.tool", {}, h("summary", {}, this.name, " ", this.what, " ", this.state), this.input, this.within, this.result);
   }
   called({ name, input }) {
     this.name.textContent = name;
@@ -343,38 +311,15 @@ class Pane {
     this.raw = h("ol", {});
     this.drawer = h("details.raw", { hidden: true }, h("summary", {}, "Raw events"), this.raw);
     this.drawer.addEventListener("toggle", () => this.showRaw());
-    this.input = h("textarea", {
-      rows: 2,
-      placeholder: "Message",
-      "aria-label": "Message",
-      name: "message",
-      onkeydown: sendOnEnter,
-    });
+    this.input = h("textarea", { rows: 2, placeholder: "Message", "aria-label": "Message", name: "message", onkeydown: sendOnEnter });
     this.naming = h("div.naming", { hidden: true });
     this.sendButton = h("button.main", { type: "submit" }, "Send");
     this.stopButton = button("Stop", () => this.stop(), { hidden: true, className: "stop" });
     const curl = button("Copy as curl", () => this.copyCurl(), { className: "quiet" });
-    this.composer = h(
-      "form.composer",
-      { onsubmit: (event) => this.submit(event), hidden: beside },
-      this.naming,
-      this.input,
-      h("div.row", {}, curl, this.note, this.stopButton, this.sendButton),
-    );
-    this.node = h(
-      "section.pane",
-      {},
-      h("header", {}, h("div.row", {}, this.title, this.tools), this.facts),
-      this.form,
-      this.trouble,
-      this.scroll,
-      this.drawer,
-      this.composer,
-    );
-    this.seen = new IntersectionObserver(
-      (entries) => entries.some((entry) => entry.isIntersecting) && this.loadEarlier(),
-      { root: this.scroll },
-    );
+    this.composer = h("form.composer", { onsubmit: (event) => this.submit(event), hidden: beside }, this.naming, this.input,
+      h("div.row", {}, curl, this.note, this.stopButton, this.sendButton));
+    this.node = h("section.pane", {}, h("header", {}, h("div.row", {}, this.title, this.tools), this.facts), this.form, this.trouble, this.scroll, this.drawer, this.composer);
+    this.seen = new IntersectionObserver((entries) => entries.some((entry) => entry.isIntersecting) && this.loadEarlier(), { root: this.scroll });
     this.seen.observe(this.earlier);
     this.clear();
   }
@@ -382,25 +327,8 @@ class Pane {
   clear() {
     this.leaving?.abort();
     this.leaving = new AbortController(); // all that is under way for what was shown until now
-    Object.assign(this, {
-      key: null,
-      session: null,
-      messages: [],
-      before: 0,
-      next: null,
-      running: false,
-      missing: false,
-      bill: null,
-    });
-    Object.assign(this, {
-      items: new Map(),
-      calls: new Map(),
-      drafts: [],
-      events: [],
-      inherited: null,
-      forks: new Map(),
-      loading: null,
-    });
+    Object.assign(this, { key: null, session: null, messages: [], before: 0, next: null, running: false, missing: false, bill: null });
+    Object.assign(this, { items: new Map(), calls: new Map(), drafts: [], events: [], inherited: null, forks: new Map(), loading: null });
     for (const node of [this.log, this.ends, this.form, this.raw, this.tools, this.facts]) node.replaceChildren();
     this.drawer.hidden = true;
     this.earlier.hidden = true;
@@ -421,14 +349,7 @@ class Pane {
     if (!(error instanceof Problem)) console.warn(error);
     const text = error instanceof Problem ? error.message : `The sidecar cannot be reached (${error.message}).`;
     this.trouble.replaceChildren(
-      h(
-        "p",
-        {},
-        error.code ? h("code", {}, error.code) : null,
-        " ",
-        text,
-        error.requestId ? h("small", {}, ` request ${error.requestId}`) : null,
-      ),
+      h("p", {}, error.code ? h("code", {}, error.code) : null, " ", text, error.requestId ? h("small", {}, ` request ${error.requestId}`) : null),
       button("Dismiss", () => this.complain(null), { className: "quiet" }),
     );
   }
@@ -450,13 +371,7 @@ class Pane {
     this.clear();
     this.title.textContent = "New conversation";
     this.facts.textContent = "A thread is begun by its first message.";
-    const field = (name, label, value) =>
-      h(
-        "label.field",
-        {},
-        h("span", {}, label),
-        h("input", { name, value, required: true, maxLength: 256, spellcheck: false, autocomplete: "off" }),
-      );
+    const field = (name, label, value) => h("label.field", {}, h("span", {}, label), h("input", { name, value, required: true, maxLength: 256, spellcheck: false, autocomplete: "off" }));
     this.naming.replaceChildren(field("thread_id", "Thread", thread), field("resource_id", "Resource", resource));
     this.naming.hidden = false;
     this.input.focus();
@@ -482,8 +397,7 @@ class Pane {
         throw error;
       });
       this.describe();
-      if (stream?.inherited)
-        this.fill(...stream.inherited); // the CLI has not written them yet
+      if (stream?.inherited) this.fill(...stream.inherited); // the CLI has not written them yet
       else await this.load(signal);
     });
     if (signal.aborted) return;
@@ -513,43 +427,24 @@ class Pane {
         h("bdi", { title: "thread" }, session.thread_id),
         about.tag && h("span.tag", {}, about.tag),
         parent && h("span", {}, "↳ fork of ", link(parent, { thread: parent })),
-        usage &&
-          h(
-            "span.tokens",
-            { title: "all API replies of this branch, with what it has inherited" },
-            `${count(read)} tokens in, ${count(usage.output_tokens)} out`,
-          ),
+        usage && h("span.tokens", { title: "all API replies of this branch, with what it has inherited" }, `${count(read)} tokens in, ${count(usage.output_tokens)} out`),
         about.transcript && about.transcript !== "present" && h("strong", {}, `transcript ${about.transcript}`),
       ].filter(Boolean),
     );
     if (this.beside) {
-      this.tools.replaceChildren(
-        button("Open", () => go({ thread: session.thread_id }), { className: "quiet" }),
-        button("Close", () => go({ compare: "" }), { className: "quiet" }),
-      );
+      this.tools.replaceChildren(button("Open", () => go({ thread: session.thread_id }), { className: "quiet" }), button("Close", () => go({ compare: "" }), { className: "quiet" }));
       return;
     }
     if (this.tools.childElementCount) return;
-    const menu = h(
-      "details.menu",
-      {},
-      h("summary", {}, "More"),
-      h(
-        "div",
-        {},
-        button("Export Markdown", () => this.attempt(() => exportAs(this.key, "md"))),
-        button("Export JSONL", () => this.attempt(() => exportAs(this.key, "jsonl"))),
-        button("Raw events", () => this.openRaw()),
-        button("Delete…", () => this.attempt(() => deleteThread(this)), { className: "danger" }),
-      ),
-    );
+    const menu = h("details.menu", {}, h("summary", {}, "More"), h("div", {},
+      button("Export Markdown", () => this.attempt(() => exportAs(this.key, "md"))),
+      button("Export JSONL", () => this.attempt(() => exportAs(this.key, "jsonl"))),
+      button("Raw events", () => this.openRaw()),
+      button("Delete…", () => this.attempt(() => deleteThread(this)), { className: "danger" })));
     menu.addEventListener("click", ({ target }) => target.closest("button") && (menu.open = false));
     menu.addEventListener("focusout", ({ relatedTarget }) => menu.contains(relatedTarget) || (menu.open = false));
     this.tools.replaceChildren(
-      button("Checkpoint", () => this.checkpointForm(), {
-        className: "quiet",
-        title: "keep this point under a name: a fork without a message",
-      }),
+      button("Checkpoint", () => this.checkpointForm(), { className: "quiet", title: "keep this point under a name: a fork without a message" }),
       button("Name and tag", () => this.nameForm(), { className: "quiet" }),
       menu,
     );
@@ -568,10 +463,7 @@ class Pane {
   // Its messages, and where each of them stands
 
   async load(signal) {
-    const page = await call("GET", "v1/session/messages", {
-      query: { ...this.key, order: "desc", limit: PAGE },
-      signal,
-    });
+    const page = await call("GET", "v1/session/messages", { query: { ...this.key, order: "desc", limit: PAGE }, signal });
     const total = this.session.metadata?.message_count ?? 0;
     this.fill(page.data, page.has_more ? Math.max(0, total - page.data.length) : 0, page.next);
   }
@@ -584,15 +476,13 @@ class Pane {
     for (const message of messages) this.place(message, null);
   }
 
+
   /** The page before those that are there; whether there was one. The place that is read stays where it is. */
   loadEarlier(limit = PAGE) {
     if (this.next === null) return Promise.resolve(false);
     const { signal } = this.leaving;
     this.loading ??= this.attempt(async () => {
-      const page = await call("GET", "v1/session/messages", {
-        query: { ...this.key, order: "desc", limit, after: this.next },
-        signal,
-      });
+      const page = await call("GET", "v1/session/messages", { query: { ...this.key, order: "desc", limit, after: this.next }, signal });
       const { scrollHeight, scrollTop } = this.scroll;
       this.next = page.next;
       this.before = page.has_more ? Math.max(0, this.before - page.data.length) : 0;
@@ -627,13 +517,7 @@ class Pane {
     const parts = [];
     for (const block of blocksOf(message)) {
       if (block.type === "tool_result") {
-        const act = this.beside
-          ? null
-          : h(
-              "div.acts",
-              {},
-              button("Fork after this result", (event) => this.forkForm(message, event.target)),
-            );
+        const act = this.beside ? null : h("div.acts", {}, button("Fork after this result", (event) => this.forkForm(message, event.target)));
         this.tool(block.tool_use_id).answered(block, act);
       } else if (block.type === "tool_use") {
         const tool = this.tool(block.id);
@@ -650,13 +534,7 @@ class Pane {
     const kind = message.synthetic ? "synthetic" : message.type;
     const who = { user: "You", assistant: "Claude", synthetic: "Claude Code" }[kind];
     const acts = this.beside || message.synthetic ? null : h("div.acts", {}, ...this.acts(message));
-    const item = h(
-      `li.message.${kind}`,
-      {},
-      h("div.who", {}, h("b", {}, who), " ", h("time", { dateTime: message.timestamp ?? "" }, time(message.timestamp))),
-      ...parts,
-      acts,
-    );
+    const item = h(`li.message.${kind}`, {}, h("div.who", {}, h("b", {}, who), " ", h("time", { dateTime: message.timestamp ?? "" }, time(message.timestamp))), ...parts, acts);
     item.dataset.uuid = message.uuid;
     return item;
   }
@@ -671,9 +549,7 @@ class Pane {
     if (blocksOf(message).some((block) => block.type === "tool_use")) return [];
     return [
       of("Fork here", (from) => this.forkForm(message, from), "a fork that ends with this answer"),
-      ...(textOf(message)
-        ? [of("Regenerate", () => this.regenerate(message), "ask the same once more, in a fork")]
-        : []),
+      ...(textOf(message) ? [of("Regenerate", () => this.regenerate(message), "ask the same once more, in a fork")] : []),
     ];
   }
 
@@ -726,18 +602,10 @@ class Pane {
     for (const [position, threads] of this.forks) {
       if (position < this.before) continue;
       if (position >= this.length && threads.length)
-        this.ends.append(
-          h(
-            "p.onward",
-            {},
-            `↳ ${threads.length === 1 ? "A branch goes" : `${threads.length} branches go`} on from here: `,
-            ...threads.flatMap((name, i) => [i ? ", " : "", link(titleOf(name), { thread: name }, { at: position })]),
-          ),
-        );
+        this.ends.append(h("p.onward", {}, `↳ ${threads.length === 1 ? "A branch goes" : `${threads.length} branches go`} on from here: `, ...threads.flatMap((name, i) => [i ? ", " : "", link(titleOf(name), { thread: name }, { at: position })])));
       else if (threads.length > 1) this.itemAt(position)?.prepend(pager(threads, this.lineAt(position), position));
     }
-    if (focused !== null)
-      [...this.node.querySelectorAll(".pager button")].find((one) => one.textContent === focused)?.focus();
+    if (focused !== null) [...this.node.querySelectorAll(".pager button")].find((one) => one.textContent === focused)?.focus();
   }
 
   /** Whose branch is seen at a place: the thread's own, or of one of those that it comes from. */
@@ -758,16 +626,8 @@ class Pane {
     event.preventDefault();
     const text = this.input.value;
     if (!text.trim() || this.running) return;
-    const key = this.key ?? {
-      thread_id: this.naming.querySelector("[name=thread_id]").value,
-      resource_id: this.naming.querySelector("[name=resource_id]").value,
-    };
-    const pending = h(
-      "li.message.user.pending",
-      {},
-      h("div.who", {}, h("b", {}, "You")),
-      h("div.said", { dir: "auto" }, text),
-    );
+    const key = this.key ?? { thread_id: this.naming.querySelector("[name=thread_id]").value, resource_id: this.naming.querySelector("[name=resource_id]").value };
+    const pending = h("li.message.user.pending", {}, h("div.who", {}, h("b", {}, "You")), h("div.said", { dir: "auto" }, text));
     this.input.value = "";
     this.log.append(pending);
     this.toEnd();
@@ -809,11 +669,7 @@ class Pane {
     if (this.running || !this.key) return;
     const leaving = new AbortController();
     const stream = { end: () => leaving.abort() };
-    stream.events = follow("GET", "v1/chat", {
-      query: this.key,
-      signal: leaving.signal,
-      told: (text) => stream.told?.(text),
-    });
+    stream.events = follow("GET", "v1/chat", { query: this.key, signal: leaving.signal, told: (text) => stream.told?.(text) });
     this.attach(stream, this.leaving.signal);
   }
 
@@ -833,10 +689,7 @@ class Pane {
       }
     } catch (error) {
       if (signal.aborted) return;
-      if (error.code === "replay_gone")
-        this.aside(
-          "The connection was lost for too long to follow this answer. What is here is what the transcript has.",
-        );
+      if (error.code === "replay_gone") this.aside("The connection was lost for too long to follow this answer. What is here is what the transcript has.");
       else this.complain(error);
     }
     if (signal.aborted) return;
@@ -847,17 +700,13 @@ class Pane {
 
   /** What the transcript has by now, if there is something that the stream did not say; drafts are over. */
   async reconcile(signal) {
-    const page = await call("GET", "v1/session/messages", {
-      query: { ...this.key, order: "desc", limit: PAGE },
-      signal,
-    }).catch(() => null);
+    const page = await call("GET", "v1/session/messages", { query: { ...this.key, order: "desc", limit: PAGE }, signal }).catch(() => null);
     if (signal.aborted) return;
     const follows = this.isAtEnd();
     this.dropDrafts();
     const said = page?.data ?? [];
     const missed = said.findIndex((message) => !this.items.has(message.uuid));
-    if (missed >= 0 && said.slice(missed).some((message) => this.items.has(message.uuid)))
-      await this.attempt(() => this.load(signal));
+    if (missed >= 0 && said.slice(missed).some((message) => this.items.has(message.uuid))) await this.attempt(() => this.load(signal));
     else for (const message of said) this.add(message);
     if (signal.aborted) return;
     if (this.bill) this.log.append(this.bill);
@@ -875,10 +724,8 @@ class Pane {
     const aside = data.parent_tool_use_id ? this.tool(data.parent_tool_use_id) : null;
     const now = new Date().toISOString();
     if (name === "session") {
-      if (prompt && data.origin === "message")
-        this.add({ uuid: data.turn_id, type: "user", message: { content: prompt }, timestamp: now });
-      if (data.outcome === "restarted")
-        this.aside("The transcript of this thread was lost: a new session has begun in its place.");
+      if (prompt && data.origin === "message") this.add({ uuid: data.turn_id, type: "user", message: { content: prompt }, timestamp: now });
+      if (data.outcome === "restarted") this.aside("The transcript of this thread was lost: a new session has begun in its place.");
       if (data.model === "offline") $("feed").title = "Answers come from the built-in stand-in for the model";
     } else if (name === "stream_event" && !aside) this.takeDelta(data.event);
     else if (name === "assistant" && !aside) {
@@ -886,10 +733,7 @@ class Pane {
       this.add({ ...data, timestamp: data.timestamp ?? now });
     } else if (name === "user" && !aside) this.add({ synthetic: !holdsResults(data), ...data });
     else if (aside && data.message) this.nest(aside, data);
-    else if (name === "system" && data.subtype === "api_retry")
-      this.told(
-        `The model's API refuses (${data.error_status ?? "no answer"}); trying again, attempt ${data.attempt}…`,
-      );
+    else if (name === "system" && data.subtype === "api_retry") this.told(`The model's API refuses (${data.error_status ?? "no answer"}); trying again, attempt ${data.attempt}…`);
     else if (name === "result") this.bill = billOf(data);
     else if (name === "end") this.ended(data);
   }
@@ -908,32 +752,16 @@ class Pane {
     if (!parts.some(Boolean) || this.items.has(data.uuid)) return;
     this.items.set(data.uuid, null);
     tool.within.hidden = false;
-    tool.within.append(
-      h(
-        `li.message.${data.type}`,
-        {},
-        h("div.who", {}, h("b", {}, data.type === "user" ? "To the subagent" : "Subagent")),
-        ...parts,
-      ),
-    );
+    tool.within.append(h(`li.message.${data.type}`, {}, h("div.who", {}, h("b", {}, data.type === "user" ? "To the subagent" : "Subagent")), ...parts));
   }
 
   /** What is said word by word goes into one text node each; the whole message takes its place when it has come. */
   takeDelta(event) {
-    if (event.type === "message_start")
-      this.dropDrafts(); // after a cut the API says it all once more
+    if (event.type === "message_start") this.dropDrafts(); // after a cut the API says it all once more
     else if (event.type === "content_block_start") {
       const text = document.createTextNode("");
       const { type, name } = event.content_block;
-      const body =
-        type === "text"
-          ? h("div.said", { dir: "auto" }, text)
-          : h(
-              "details.fold",
-              {},
-              h("summary", {}, type === "thinking" ? "Thinking…" : `${name ?? type}…`),
-              h("div.said", {}, text),
-            );
+      const body = type === "text" ? h("div.said", { dir: "auto" }, text) : h("details.fold", {}, h("summary", {}, type === "thinking" ? "Thinking…" : `${name ?? type}…`), h("div.said", {}, text));
       const node = h("li.message.assistant.draft", {}, h("div.who", {}, h("b", {}, "Claude")), body);
       this.drafts.push({ node, text, index: event.index });
       const follows = this.isAtEnd();
@@ -969,9 +797,7 @@ class Pane {
   async beforePrompt(message) {
     while (this.position(message.uuid) === this.before && this.next !== null && (await this.loadEarlier()));
     const at = this.messages.indexOf(message);
-    return (
-      this.messages.slice(0, Math.max(at, 0)).findLast((one) => one.type === "assistant" || holdsResults(one)) ?? null
-    );
+    return this.messages.slice(0, Math.max(at, 0)).findLast((one) => one.type === "assistant" || holdsResults(one)) ?? null;
   }
 
   async forkBefore(message, from) {
@@ -1016,9 +842,7 @@ class Pane {
       yes: before ? "Ask in a fork" : "Begin anew",
       message: textOf(message),
       required: true,
-      hint: before
-        ? "This prompt stays as it is: the new one is asked in a fork that ends before it."
-        : "Nothing comes before this prompt, so there is nothing to fork: this begins a new conversation.",
+      hint: before ? "This prompt stays as it is: the new one is asked in a fork that ends before it." : "Nothing comes before this prompt, so there is nothing to fork: this begins a new conversation.",
       name: unused(this.thread),
       work: (form) => this.again(message, before, form.elements.thread_id.value, form.elements.message.value),
     });
@@ -1029,9 +853,7 @@ class Pane {
     const others = blocksOf(prompt).filter((block) => block.type === "image" || block.type === "document");
     const message = others.length ? [...others, { type: "text", text }] : text;
     const to = { resource_id: this.key.resource_id, thread_id: thread, message };
-    return before
-      ? this.begin("v1/chat/fork", { ...to, from_thread_id: this.thread, at_message_id: before.uuid })
-      : this.begin("v1/chat", to);
+    return before ? this.begin("v1/chat/fork", { ...to, from_thread_id: this.thread, at_message_id: before.uuid }) : this.begin("v1/chat", to);
   }
 
   async regenerate(answer) {
@@ -1069,27 +891,9 @@ class Pane {
         },
       },
       h("label.field", {}, h("span", {}, required ? "Message" : "Message (may be left out)"), text),
-      h(
-        "label.field",
-        {},
-        h("span", {}, "New thread"),
-        h("input", {
-          name: "thread_id",
-          value: name,
-          required: true,
-          maxLength: 256,
-          spellcheck: false,
-          autocomplete: "off",
-        }),
-      ),
+      h("label.field", {}, h("span", {}, "New thread"), h("input", { name: "thread_id", value: name, required: true, maxLength: 256, spellcheck: false, autocomplete: "off" })),
       h("p.hint", {}, hint),
-      h(
-        "div.row",
-        {},
-        curl && button("Copy as curl", () => copy(curl(form)), { className: "quiet" }),
-        button("Cancel", close, { className: "quiet" }),
-        h("button.main", { type: "submit" }, yes),
-      ),
+      h("div.row", {}, curl && button("Copy as curl", () => copy(curl(form)), { className: "quiet" }), button("Cancel", close, { className: "quiet" }), h("button.main", { type: "submit" }, yes)),
     );
     place?.after(form);
     text.focus();
@@ -1108,9 +912,7 @@ class Pane {
       ],
       hint: "A checkpoint is a fork without a message. Forking it is how one comes back to it.",
       work: async ({ thread_id: thread, title }) => {
-        await call("POST", "v1/chat/fork", {
-          body: { resource_id: this.key.resource_id, from_thread_id: this.thread, thread_id: thread },
-        });
+        await call("POST", "v1/chat/fork", { body: { resource_id: this.key.resource_id, from_thread_id: this.thread, thread_id: thread } });
         await call("PATCH", "v1/session", { body: { resource_id: this.key.resource_id, thread_id: thread, title } });
         this.told(`Kept as ${thread}.`);
         await family.load();
@@ -1129,10 +931,7 @@ class Pane {
       ],
       hint: "The SDK keeps both in the transcript.",
       work: async ({ title, tag }) => {
-        const changes = {
-          ...(title && title !== about.title ? { title } : {}),
-          ...(tag !== (about.tag ?? "") ? { tag: tag || null } : {}),
-        };
+        const changes = { ...(title && title !== about.title ? { title } : {}), ...(tag !== (about.tag ?? "") ? { tag: tag || null } : {}) };
         if (Object.keys(changes).length) await call("PATCH", "v1/session", { body: { ...this.key, ...changes } });
         await this.refresh();
       },
@@ -1159,14 +958,7 @@ class Pane {
           close();
         },
       },
-      ...fields.map(([name, text, value, required]) =>
-        h(
-          "label.field",
-          {},
-          h("span", {}, text),
-          h("input", { name, value, required, maxLength: 256, autocomplete: "off" }),
-        ),
-      ),
+      ...fields.map(([name, text, value, required]) => h("label.field", {}, h("span", {}, text), h("input", { name, value, required, maxLength: 256, autocomplete: "off" }))),
       h("p.hint", {}, hint),
       h("div.row", {}, button("Cancel", close, { className: "quiet" }), h("button.main", { type: "submit" }, yes)),
     );
@@ -1190,43 +982,24 @@ class Pane {
   }
   showRaw() {
     this.raw.replaceChildren(...(this.drawer.open ? this.events.map(rawItem) : []));
-    if (this.drawer.open && !this.events.length)
-      this.raw.append(h("li", {}, "None yet: a turn that this page follows is shown here."));
+    if (this.drawer.open && !this.events.length) this.raw.append(h("li", {}, "None yet: a turn that this page follows is shown here."));
   }
   copyCurl() {
-    const key = this.key ?? {
-      thread_id: this.naming.querySelector("[name=thread_id]").value,
-      resource_id: this.naming.querySelector("[name=resource_id]").value,
-    };
+    const key = this.key ?? { thread_id: this.naming.querySelector("[name=thread_id]").value, resource_id: this.naming.querySelector("[name=resource_id]").value };
     copy(curlOf("POST", "v1/chat", { ...key, message: this.input.value || "Hello" }));
   }
 }
 
-const rawItem = ({ id, name, data }) =>
-  h(
-    "li",
-    {},
-    h(
-      "details",
-      {},
-      h("summary", {}, h("b", {}, name), " ", data.subtype ?? data.event?.type ?? "", " ", h("small", {}, id)),
-      code(JSON.stringify(data, null, 2)),
-    ),
-  );
+const rawItem = ({ id, name, data }) => h("li", {}, h("details", {}, h("summary", {}, h("b", {}, name), " ", data.subtype ?? data.event?.type ?? "", " ", h("small", {}, id)), code(JSON.stringify(data, null, 2))));
 
 /** What one turn took. `total_cost_usd` goes on over turns and into forks; this is since the result before. */
 function billOf(result) {
   const used = Object.values(result.model_usage_since_last_result ?? {});
   if (!used.length) return null;
-  const sum = (...names) =>
-    used.reduce((all, one) => all + names.reduce((some, name) => some + (one[name] ?? 0), 0), 0);
+  const sum = (...names) => used.reduce((all, one) => all + names.reduce((some, name) => some + (one[name] ?? 0), 0), 0);
   const seconds = ((result.duration_ms ?? 0) / 1000).toFixed(1);
   const read = sum("inputTokens", "cacheReadInputTokens", "cacheCreationInputTokens");
-  return h(
-    "li.bill",
-    {},
-    `${count(read)} tokens in, ${count(sum("outputTokens"))} out · $${sum("costUSD").toFixed(4)} · ${seconds} s`,
-  );
+  return h("li.bill", {}, `${count(read)} tokens in, ${count(sum("outputTokens"))} out · $${sum("costUSD").toFixed(4)} · ${seconds} s`);
 }
 
 function sendOnEnter(event) {
@@ -1245,9 +1018,7 @@ const family = {
   load: once(async () => {
     const { resource, thread } = where();
     if (!thread) return family.take(null);
-    const found = await call("GET", "v1/session/branches", {
-      query: { thread_id: thread, resource_id: resource },
-    }).catch(() => null);
+    const found = await call("GET", "v1/session/branches", { query: { thread_id: thread, resource_id: resource } }).catch(() => null);
     const now = where();
     if (now.thread !== thread || now.resource !== resource) return;
     family.take(found?.root ?? null, found?.truncated);
@@ -1269,8 +1040,7 @@ const family = {
   /** A thread and those that it comes from, the root first. */
   line(thread) {
     const found = [];
-    for (let one = family.nodes.get(thread); one; one = one.parent && family.nodes.get(one.parent.thread_id))
-      found.unshift(one.node);
+    for (let one = family.nodes.get(thread); one; one = one.parent && family.nodes.get(one.parent.thread_id)) found.unshift(one.node);
     return found;
   },
 
@@ -1280,13 +1050,8 @@ const family = {
     const known = family.counts.get(node.sdk_session_id) ?? { uuids: [], reading: Promise.resolve() };
     family.counts.set(node.sdk_session_id, known);
     known.reading = known.reading.then(async () => {
-      for (let more = true; more && !enough(known.uuids);) {
-        const query = {
-          thread_id: node.thread_id,
-          resource_id: where().resource,
-          limit: 200,
-          after: known.uuids.at(-1),
-        };
+      for (let more = true; more && !enough(known.uuids); ) {
+        const query = { thread_id: node.thread_id, resource_id: where().resource, limit: 200, after: known.uuids.at(-1) };
         const page = await call("GET", "v1/session/messages", { query });
         known.uuids.push(...page.data.map((message) => message.uuid));
         more = page.has_more;
@@ -1312,8 +1077,7 @@ async function lookForForks(pane) {
   const line = family.line(pane.thread);
   if (!line.length) return;
   const cuts = [0]; // how much each of the line has from the one before
-  for (let i = 1; i < line.length; i++)
-    cuts.push((await family.upTo(line[i - 1], line[i].parent_message_id, pane)) ?? cuts.at(-1));
+  for (let i = 1; i < line.length; i++) cuts.push((await family.upTo(line[i - 1], line[i].parent_message_id, pane)) ?? cuts.at(-1));
   const forks = new Map();
   const addTo = (place, thread) => forks.set(place, (forks.get(place) ?? new Set()).add(thread));
   for (const [i, node] of line.entries()) {
@@ -1330,14 +1094,10 @@ async function lookForForks(pane) {
       const end = cuts[i + 1] ?? pane.length;
       if (place < cuts[i] || place > end) continue;
       const isLast = i === line.length - 1;
-      if (place < end || (!isLast && (await family.uuids(node, (known) => known.length > place)).length > place))
-        threads.add(node.thread_id);
+      if (place < end || (!isLast && (await family.uuids(node, (known) => known.length > place)).length > place)) threads.add(node.thread_id);
     }
     if (place >= pane.length) threads.delete(pane.thread);
-    found.set(
-      place,
-      [...threads].sort((a, b) => order.indexOf(a) - order.indexOf(b)),
-    );
+    found.set(place, [...threads].sort((a, b) => order.indexOf(a) - order.indexOf(b)));
   }
   pane.line = line.map((node, i) => ({ thread: node.thread_id, cut: cuts[i] }));
   pane.inherited = line.length > 1 ? cuts.at(-1) : 0;
@@ -1355,20 +1115,9 @@ function pager(threads, current, position) {
   const at = threads.indexOf(current);
   const to = (step, sign, label) => {
     const other = threads[at + step];
-    return button(sign, () => go({ thread: other }, { at: position, pressed: label }), {
-      disabled: other === undefined,
-      "aria-label": label,
-      title: other ?? "",
-    });
+    return button(sign, () => go({ thread: other }, { at: position, pressed: label }), { disabled: other === undefined, "aria-label": label, title: other ?? "" });
   };
-  return h(
-    "div.pager",
-    { role: "group", "aria-label": `Branch ${at + 1} of ${threads.length} from here` },
-    h("span.mark", { "aria-hidden": "true" }, "↳"),
-    to(-1, "‹", "Previous branch"),
-    h("span", {}, `${at + 1}/${threads.length}`),
-    to(1, "›", "Next branch"),
-  );
+  return h("div.pager", { role: "group", "aria-label": `Branch ${at + 1} of ${threads.length} from here` }, h("span.mark", { "aria-hidden": "true" }, "↳"), to(-1, "‹", "Previous branch"), h("span", {}, `${at + 1}/${threads.length}`), to(1, "›", "Next branch"));
 }
 
 /** The tree: forks of the same message are below that message. */
@@ -1380,65 +1129,28 @@ function drawTree(truncated) {
   const branch = (node) => {
     const name = node.title || node.thread_id;
     const isCurrent = node.thread_id === thread;
-    const row = h(
-      "div.node",
-      {},
-      h(
-        "button.name",
-        {
-          type: "button",
-          dir: "auto",
-          title: node.thread_id,
-          disabled: node.status === "deleted",
-          "aria-current": isCurrent ? "page" : null,
-          onclick: () => go({ thread: node.thread_id }),
-        },
-        name,
-        node.title && node.title !== node.thread_id ? h("small", {}, ` ${node.thread_id}`) : null,
-      ),
+    const row = h("div.node", {},
+      h("button.name", { type: "button", dir: "auto", title: node.thread_id, disabled: node.status === "deleted", "aria-current": isCurrent ? "page" : null, onclick: () => go({ thread: node.thread_id }) }, name, node.title && node.title !== node.thread_id ? h("small", {}, ` ${node.thread_id}`) : null),
       node.status !== "idle" && h("span.how", {}, node.status),
-      !isCurrent &&
-        node.status !== "deleted" &&
-        button("⇄", () => go({ compare: node.thread_id === compare ? "" : node.thread_id }), {
-          className: "compare",
-          title: "Compare with the current branch",
-          "aria-label": `Compare with ${name}`,
-          "aria-pressed": String(node.thread_id === compare),
-        }),
+      !isCurrent && node.status !== "deleted" && button("⇄", () => go({ compare: node.thread_id === compare ? "" : node.thread_id }), { className: "compare", title: "Compare with the current branch", "aria-label": `Compare with ${name}`, "aria-pressed": String(node.thread_id === compare) }),
     );
     row.dataset.thread = node.thread_id;
     const points = new Map();
-    for (const child of node.children)
-      points.set(child.parent_message_id, [...(points.get(child.parent_message_id) ?? []), child]);
-    const below = [...points.values()].map((forks) =>
-      h("li.point", {}, h("p", { dir: "auto" }, "↳ ", pointOf(forks[0])), h("ul", {}, ...forks.map(branch))),
-    );
+    for (const child of node.children) points.set(child.parent_message_id, [...(points.get(child.parent_message_id) ?? []), child]);
+    const below = [...points.values()].map((forks) => h("li.point", {}, h("p", { dir: "auto" }, "↳ ", pointOf(forks[0])), h("ul", {}, ...forks.map(branch))));
     return h("li", {}, row, below.length ? h("ul.points", {}, ...below) : null);
   };
-  $("tree").replaceChildren(
-    alone ? "" : h("ul.tree", {}, branch(family.root)),
-    truncated ? h("p.hint", {}, "The family is larger than is shown.") : "",
-  );
+  $("tree").replaceChildren(alone ? "" : h("ul.tree", {}, branch(family.root)), truncated ? h("p.hint", {}, "The family is larger than is shown.") : "");
   refocus();
 }
 
 /** Where the focus is in a list that is drawn anew: call what this gives to put it there again. */
 function focusIn(place) {
-  const thread = place.contains(document.activeElement)
-    ? document.activeElement.closest("[data-thread]")?.dataset.thread
-    : undefined;
-  return () =>
-    thread !== undefined &&
-    [...place.querySelectorAll("[data-thread]")]
-      .find((row) => row.dataset.thread === thread)
-      ?.querySelector("button")
-      ?.focus();
+  const thread = place.contains(document.activeElement) ? document.activeElement.closest("[data-thread]")?.dataset.thread : undefined;
+  return () => thread !== undefined && [...place.querySelectorAll("[data-thread]")].find((row) => row.dataset.thread === thread)?.querySelector("button")?.focus();
 }
 
-const pointOf = (node) =>
-  node.branch_point
-    ? `after “${short(node.branch_point.preview, 60) || node.branch_point.type}”`
-    : "from a message that is gone";
+const pointOf = (node) => (node.branch_point ? `after “${short(node.branch_point.preview, 60) || node.branch_point.type}”` : "from a message that is gone");
 
 // 8. Two branches side by side, from where they part.
 
@@ -1453,8 +1165,7 @@ async function compare() {
     return;
   }
   $("panes").append(beside.node);
-  if (beside.thread !== other || beside.key.resource_id !== resource)
-    await beside.open({ thread_id: other, resource_id: resource }, { focus: false });
+  if (beside.thread !== other || beside.key.resource_id !== resource) await beside.open({ thread_id: other, resource_id: resource }, { focus: false });
   for (const pane of [main, beside]) {
     while (pane.next !== null && (await pane.loadEarlier(200)));
     await pane.mark();
@@ -1470,18 +1181,13 @@ async function partingOf(one, other) {
   let same = 0;
   while (same < lines[0].length && lines[0][same] === lines[1][same]) same++;
   if (same === 0) return 0;
-  const cuts = await Promise.all(
-    lines.filter((line) => line.length > same).map((line) => family.upTo(line[same - 1], line[same].parent_message_id)),
-  );
+  const cuts = await Promise.all(lines.filter((line) => line.length > same).map((line) => family.upTo(line[same - 1], line[same].parent_message_id)));
   return Math.min(...cuts.map((cut) => cut ?? 0));
 }
 
 function foldCommon(pane, common) {
   pane.log.querySelector(".common")?.remove();
-  const items = pane.messages
-    .slice(0, Math.max(0, common - pane.before))
-    .map((message) => pane.items.get(message.uuid))
-    .filter(Boolean);
+  const items = pane.messages.slice(0, Math.max(0, common - pane.before)).map((message) => pane.items.get(message.uuid)).filter(Boolean);
   for (const item of pane.log.children) item.hidden = items.includes(item);
   if (!common) return;
   const show = button("Show them", () => {
@@ -1505,13 +1211,7 @@ const list = {
   async read(further) {
     const { resource, q } = where();
     const mine = ++list.asked;
-    const query = {
-      resource_id: resource,
-      q,
-      include: "metadata",
-      limit: further ? 50 : Math.min(200, Math.max(50, list.rows.length)),
-      after: further ? list.next : "",
-    };
+    const query = { resource_id: resource, q, include: "metadata", limit: further ? 50 : Math.min(200, Math.max(50, list.rows.length)), after: further ? list.next : "" };
     try {
       const page = await call("GET", "v1/sessions", { query });
       if (mine !== list.asked) return;
@@ -1523,8 +1223,7 @@ const list = {
       list.rows = [];
       list.next = null;
       $("list-problem").hidden = false;
-      $("list-problem").textContent =
-        error instanceof Problem ? error.message : `The sidecar cannot be reached (${error.message}).`;
+      $("list-problem").textContent = error instanceof Problem ? error.message : `The sidecar cannot be reached (${error.message}).`;
     }
     list.draw();
   },
@@ -1534,44 +1233,18 @@ const list = {
     for (const row of list.rows) resources.add(row.resource_id);
     $("resources").replaceChildren(...[...resources].sort().map((name) => h("option", { value: name })));
     const refocus = focusIn($("list"));
-    $("list").replaceChildren(
-      ...list.rows.map((row) => {
-        const about = row.metadata ?? {};
-        const isCurrent = row.thread_id === thread && row.resource_id === resource;
-        const item = h(
-          "li",
-          {},
-          h(
-            "button.entry",
-            {
-              type: "button",
-              "aria-current": isCurrent ? "page" : null,
-              onclick: () => go({ resource: row.resource_id, thread: row.thread_id }),
-            },
-            h(
-              "span.title",
-              { dir: "auto" },
-              row.parent_thread_id ? "↳ " : "",
-              short(about.title || about.first_prompt || row.thread_id, 100),
-            ),
-            h(
-              "small",
-              {},
-              h("bdi", {}, row.thread_id),
-              resource ? "" : [" · ", h("bdi", {}, row.resource_id)],
-              about.tag ? [" ", h("span.tag", {}, about.tag)] : "",
-              row.status === "running" ? h("span.how", {}, "running") : "",
-            ),
-          ),
-        );
-        item.dataset.thread = row.thread_id;
-        return item;
-      }),
-    );
+    $("list").replaceChildren(...list.rows.map((row) => {
+      const about = row.metadata ?? {};
+      const isCurrent = row.thread_id === thread && row.resource_id === resource;
+      const item = h("li", {}, h("button.entry", { type: "button", "aria-current": isCurrent ? "page" : null, onclick: () => go({ resource: row.resource_id, thread: row.thread_id }) },
+        h("span.title", { dir: "auto" }, row.parent_thread_id ? "↳ " : "", short(about.title || about.first_prompt || row.thread_id, 100)),
+        h("small", {}, h("bdi", {}, row.thread_id), resource ? "" : [" · ", h("bdi", {}, row.resource_id)], about.tag ? [" ", h("span.tag", {}, about.tag)] : "", row.status === "running" ? h("span.how", {}, "running") : "")));
+      item.dataset.thread = row.thread_id;
+      return item;
+    }));
     refocus();
     main.suggest(list.rows[0]?.resource_id);
-    if (!list.rows.length && $("list-problem").hidden)
-      $("list").append(h("li.hint", {}, q ? "Nothing was found." : "There is no thread yet."));
+    if (!list.rows.length && $("list-problem").hidden) $("list").append(h("li.hint", {}, q ? "Nothing was found." : "There is no thread yet."));
     $("more").hidden = list.next === null;
     $("more").textContent = q ? "Look further" : "More";
   },
@@ -1579,8 +1252,7 @@ const list = {
   /** Whether a turn runs on a thread, told by the feed. */
   set(event, running) {
     const is = (one) => one.thread_id === event.thread_id;
-    for (const row of list.rows)
-      if (is(row) && row.resource_id === event.resource_id) row.status = running ? "running" : "idle";
+    for (const row of list.rows) if (is(row) && row.resource_id === event.resource_id) row.status = running ? "running" : "idle";
     list.draw();
     const node = family.nodes.get(event.thread_id)?.node;
     if (node && event.resource_id === where().resource) {
@@ -1629,8 +1301,7 @@ async function feed(resource) {
   };
   const told = (text) => signal.aborted || state(text ? "offline" : "live", text ? "lost" : "live");
   try {
-    for await (const { data } of follow("GET", "v1/events", { query: { resource_id: resource }, signal, told }))
-      happened(data);
+    for await (const { data } of follow("GET", "v1/events", { query: { resource_id: resource }, signal, told })) happened(data);
   } catch (error) {
     if (!signal.aborted) state("no live updates", "lost");
   }
@@ -1639,12 +1310,7 @@ async function feed(resource) {
 function happened(event) {
   const { resource, thread, compare: other } = where();
   const here = event.resource_id === resource;
-  const isOurs =
-    here &&
-    (event.thread_id === thread ||
-      event.parent_thread_id === thread ||
-      family.nodes.has(event.thread_id) ||
-      family.nodes.has(event.parent_thread_id));
+  const isOurs = here && (event.thread_id === thread || event.parent_thread_id === thread || family.nodes.has(event.thread_id) || family.nodes.has(event.parent_thread_id));
   if (event.type === "turn_started" || event.type === "turn_ended") {
     list.set(event, event.type === "turn_started");
     if (event.type === "turn_ended") list.load(); // for the name that a first turn gives
@@ -1657,10 +1323,8 @@ function happened(event) {
   }
   list.load();
   if (event.type === "reset" || isOurs) family.load();
-  if (event.type === "titled" && here)
-    for (const pane of [main, beside]) if (pane.thread === event.thread_id) pane.refresh();
-  if (event.type === "deleted" && here && event.thread_id === thread && main.session)
-    main.told("This thread was deleted.");
+  if (event.type === "titled" && here) for (const pane of [main, beside]) if (pane.thread === event.thread_id) pane.refresh();
+  if (event.type === "deleted" && here && event.thread_id === thread && main.session) main.told("This thread was deleted.");
   if (event.type === "deleted" && here && event.thread_id === other) go({ compare: "" });
   if (event.type === "reset" && main.key && !main.running) main.reconcile(main.leaving.signal);
 }
@@ -1670,36 +1334,11 @@ function happened(event) {
 /** A question that has to be answered first: what was filled in, or null. */
 function ask({ title, text, fields = [], yes, danger = false }) {
   return new Promise((resolve) => {
-    const form = h(
-      "form",
-      {
-        method: "dialog",
-        onsubmit: () => {
-          answer = Object.fromEntries(new FormData(form));
-        },
-      },
-      h("h2", {}, title),
-      text && h("p", {}, text),
-      ...fields,
-      h(
-        "div.row",
-        {},
-        button("Cancel", () => dialog.close(), { className: "quiet" }),
-        h(danger ? "button.danger" : "button.main", { type: "submit" }, yes),
-      ),
-    );
+    const form = h("form", { method: "dialog", onsubmit: () => { answer = Object.fromEntries(new FormData(form)); } },
+      h("h2", {}, title), text && h("p", {}, text), ...fields,
+      h("div.row", {}, button("Cancel", () => dialog.close(), { className: "quiet" }), h(danger ? "button.danger" : "button.main", { type: "submit" }, yes)));
     let answer = null;
-    const dialog = h(
-      "dialog",
-      {
-        "aria-label": title,
-        onclose: () => {
-          dialog.remove();
-          resolve(answer);
-        },
-      },
-      form,
-    );
+    const dialog = h("dialog", { "aria-label": title, onclose: () => { dialog.remove(); resolve(answer); } }, form);
     document.body.append(dialog);
     dialog.showModal();
   });
@@ -1709,25 +1348,13 @@ async function deleteThread(pane) {
   const answer = await ask({
     title: "Delete this thread?",
     text: `“${short(pane.title.textContent)}” (${pane.thread}) is forgotten. Its forks stay.`,
-    fields: [
-      h(
-        "label.check",
-        {},
-        h("input", { type: "checkbox", name: "transcript" }),
-        " Delete the transcript too, for good",
-      ),
-    ],
+    fields: [h("label.check", {}, h("input", { type: "checkbox", name: "transcript" }), " Delete the transcript too, for good")],
     yes: "Delete",
     danger: true,
   });
   if (answer === null) return;
   await call("DELETE", "v1/session", { query: { ...pane.key, transcript: answer.transcript ? "delete" : "keep" } });
-  await go({
-    thread:
-      pane.session.parent_thread_id && family.nodes.get(pane.session.parent_thread_id)?.node.status !== "deleted"
-        ? pane.session.parent_thread_id
-        : "",
-  });
+  await go({ thread: pane.session.parent_thread_id && family.nodes.get(pane.session.parent_thread_id)?.node.status !== "deleted" ? pane.session.parent_thread_id : "" });
   list.load();
 }
 
@@ -1744,16 +1371,12 @@ async function copy(text) {
     await navigator.clipboard.writeText(text);
     main.told("Copied.");
   } catch {
-    await ask({
-      title: "Copy this",
-      fields: [h("textarea", { rows: 6, readOnly: true, value: text, "aria-label": "Text to copy" })],
-      yes: "Done",
-    });
+    await ask({ title: "Copy this", fields: [h("textarea", { rows: 6, readOnly: true, value: text, "aria-label": "Text to copy" })], yes: "Done" });
   }
 }
 
 async function* allMessages(key) {
-  for (let after = ""; after !== null;) {
+  for (let after = ""; after !== null; ) {
     const page = await call("GET", "v1/session/messages", { query: { ...key, limit: 200, after } });
     yield* page.data;
     after = page.next;
@@ -1762,8 +1385,7 @@ async function* allMessages(key) {
 
 async function exportAs(key, kind) {
   const parts = kind === "md" ? [`# ${main.title.textContent}\n\n`] : [];
-  for await (const message of allMessages(key))
-    parts.push(kind === "md" ? markdown(message) : `${JSON.stringify(message)}\n`);
+  for await (const message of allMessages(key)) parts.push(kind === "md" ? markdown(message) : `${JSON.stringify(message)}\n`);
   const file = URL.createObjectURL(new Blob(parts, { type: kind === "md" ? "text/markdown" : "application/jsonl" }));
   h("a", { href: file, download: `${key.thread_id.replace(/[^\w.-]+/g, "_").slice(0, 100)}.${kind}` }).click();
   setTimeout(() => URL.revokeObjectURL(file), 60_000);
@@ -1777,19 +1399,11 @@ function markdown(message) {
   const parts = blocksOf(message).map((block) => {
     if (block.type === "text") return block.text;
     if (block.type === "thinking") return block.thinking.replace(/^/gm, "> ");
-    if (block.type === "tool_use")
-      return `**${block.name}**\n\n${fenced(JSON.stringify(block.input, null, 2), "json")}`;
-    if (block.type === "tool_result")
-      return fenced(typeof block.content === "string" ? block.content : JSON.stringify(block.content, null, 2));
+    if (block.type === "tool_use") return `**${block.name}**\n\n${fenced(JSON.stringify(block.input, null, 2), "json")}`;
+    if (block.type === "tool_result") return fenced(typeof block.content === "string" ? block.content : JSON.stringify(block.content, null, 2));
     return `[${block.type}]`;
   });
-  const who = holdsResults(message)
-    ? "Result"
-    : message.synthetic
-      ? "Claude Code"
-      : message.type === "user"
-        ? "You"
-        : "Claude";
+  const who = holdsResults(message) ? "Result" : message.synthetic ? "Claude Code" : message.type === "user" ? "You" : "Claude";
   return `## ${who}\n\n${parts.join("\n\n")}\n\n`;
 }
 
@@ -1822,8 +1436,7 @@ async function show(how = {}) {
   if (where().compare !== (before.compare ?? "") || now.compare) await compare();
 }
 
-const freshName = () =>
-  `chat-${new Date().toISOString().slice(5, 16).replace(/\D/g, "")}${Math.floor(Math.random() * 90 + 10)}`;
+const freshName = () => `chat-${new Date().toISOString().slice(5, 16).replace(/\D/g, "")}${Math.floor(Math.random() * 90 + 10)}`;
 
 function fold(open = false) {
   document.body.classList.toggle("side-open", open);
