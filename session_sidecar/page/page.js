@@ -319,7 +319,7 @@ class Pane {
     this.composer = h("form.composer", { onsubmit: (event) => this.submit(event), hidden: beside }, this.naming, this.input,
       h("div.row", {}, curl, this.note, this.stopButton, this.sendButton));
     this.node = h("section.pane", {}, h("header", {}, h("div.row", {}, this.title, this.tools), this.facts), this.form, this.trouble, this.scroll, this.drawer, this.composer);
-    this.seen = new IntersectionObserver((entries) => entries.some((entry) => entry.isIntersecting) && this.loadEarlier(), { root: this.scroll });
+    this.seen = new IntersectionObserver((entries) => entries.some((entry) => entry.isIntersecting) && this.loadEarlier(), { root: this.scroll, rootMargin: "200px" });
     this.seen.observe(this.earlier);
     this.clear();
   }
@@ -327,7 +327,7 @@ class Pane {
   clear() {
     this.leaving?.abort();
     this.leaving = new AbortController(); // all that is under way for what was shown until now
-    Object.assign(this, { key: null, session: null, messages: [], before: 0, next: null, running: false, missing: false, bill: null });
+    Object.assign(this, { key: null, session: null, messages: [], before: 0, next: null, running: false, opening: null, missing: false, bill: null });
     Object.assign(this, { items: new Map(), calls: new Map(), drafts: [], events: [], inherited: null, forks: new Map(), loading: null });
     for (const node of [this.log, this.ends, this.form, this.raw, this.tools, this.facts]) node.replaceChildren();
     this.drawer.hidden = true;
@@ -384,7 +384,12 @@ class Pane {
   }
 
   /** Show a thread. `stream` is its running turn, where this page has begun it: with its first event and its prompt. */
-  async open(key, { stream, at, pressed, focus = true } = {}) {
+  open(key, how = {}) {
+    this.opening = this.openNow(key, how);
+    return this.opening;
+  }
+
+  async openNow(key, { stream, at, pressed, focus = true }) {
     this.clear();
     this.key = key;
     this.naming.hidden = true;
@@ -599,18 +604,19 @@ class Pane {
       const item = this.items.get(message.uuid);
       item?.classList.toggle("inherited", this.before + at < (this.inherited ?? 0));
     });
-    for (const [position, threads] of this.forks) {
+    for (const [position, found] of this.forks) {
       if (position < this.before) continue;
+      const threads = [...found.values()];
       if (position >= this.length && threads.length)
         this.ends.append(h("p.onward", {}, `↳ ${threads.length === 1 ? "A branch goes" : `${threads.length} branches go`} on from here: `, ...threads.flatMap((name, i) => [i ? ", " : "", link(titleOf(name), { thread: name }, { at: position })])));
-      else if (threads.length > 1) this.itemAt(position)?.prepend(pager(threads, this.lineAt(position), position));
+      else if (found.size > 1) this.itemAt(position)?.prepend(pager(found, this.lineAt(position), position));
     }
     if (focused !== null) [...this.node.querySelectorAll(".pager button")].find((one) => one.textContent === focused)?.focus();
   }
 
   /** Whose branch is seen at a place: the thread's own, or of one of those that it comes from. */
   lineAt(position) {
-    return this.line?.findLast(({ cut }) => cut <= position)?.thread ?? this.thread;
+    return this.line.find(({ from, to }) => from <= position && position < to)?.thread ?? this.thread;
   }
 
   // The turn that runs
@@ -624,6 +630,7 @@ class Pane {
 
   async submit(event) {
     event.preventDefault();
+    await this.opening; // until then it is not known whether the thread is there
     const text = this.input.value;
     if (!text.trim() || this.running) return;
     const key = this.key ?? { thread_id: this.naming.querySelector("[name=thread_id]").value, resource_id: this.naming.querySelector("[name=resource_id]").value };
@@ -1061,6 +1068,11 @@ const family = {
     return known.uuids;
   },
 
+  /** Whether a thread has a message at a place. */
+  async has(node, place) {
+    return (await family.uuids(node, (known) => known.length > place)).length > place;
+  },
+
   /** How many messages of `parent` there are up to one; null where that is not known. A fork without a message has new
       uuids for the same messages, so they are counted where they were first said. */
   async upTo(parent, uuid, pane) {
@@ -1071,37 +1083,38 @@ const family = {
   },
 };
 
-/** Where the branches of a family part, as seen in a pane: `forks` has the threads for each place, `inherited` how many
-    messages come from the parent. */
+/** Where the branches of a family part, as seen in a pane. `forks` has what goes on from each place: by whose branch it
+    is, the thread to show for it. `inherited` is how many messages come from the parent. */
 async function lookForForks(pane) {
   const line = family.line(pane.thread);
   if (!line.length) return;
   const cuts = [0]; // how much each of the line has from the one before
-  for (let i = 1; i < line.length; i++) cuts.push((await family.upTo(line[i - 1], line[i].parent_message_id, pane)) ?? cuts.at(-1));
+  for (let i = 1; i < line.length; i++)
+    cuts.push((await family.upTo(line[i - 1], line[i].parent_message_id, pane)) ?? cuts.at(-1));
+  const ends = line.map((_, i) => Math.min(...cuts.slice(i + 1), Infinity)); // from where on it is not seen here
   const forks = new Map();
-  const addTo = (place, thread) => forks.set(place, (forks.get(place) ?? new Set()).add(thread));
   for (const [i, node] of line.entries()) {
-    const end = cuts[i + 1] ?? Infinity; // from where on it is another's
     for (const child of node.children) {
-      const cut = child === line[i + 1] ? end : await family.upTo(node, child.parent_message_id, pane);
-      if (cut !== null && cut <= end) addTo(cut, child.thread_id);
+      const cut = child === line[i + 1] ? cuts[i + 1] : await family.upTo(node, child.parent_message_id, pane);
+      if (cut === null || cut > ends[i]) continue;
+      forks.set(cut, (forks.get(cut) ?? new Map()).set(child.thread_id, child.thread_id));
     }
   }
-  const found = new Map();
-  const order = [...family.nodes.keys()];
-  for (const [place, threads] of forks) {
+  for (const [place, found] of forks) {
     for (const [i, node] of line.entries()) {
-      const end = cuts[i + 1] ?? pane.length;
-      if (place < cuts[i] || place > end) continue;
+      if (place < cuts[i] || place > ends[i]) continue;
       const isLast = i === line.length - 1;
-      if (place < end || (!isLast && (await family.uuids(node, (known) => known.length > place)).length > place)) threads.add(node.thread_id);
+      const goesOn = isLast ? place < pane.length : place < ends[i] || (await family.has(node, place));
+      if (!goesOn) continue;
+      let to = i; // a fork has what its parent says from here too: the nearest one is shown
+      while (to + 1 < line.length && cuts[to + 1] > place) to++;
+      found.set(node.thread_id, line[to].thread_id);
     }
-    if (place >= pane.length) threads.delete(pane.thread);
-    found.set(place, [...threads].sort((a, b) => order.indexOf(a) - order.indexOf(b)));
+    if (place >= pane.length) found.delete(pane.thread);
   }
-  pane.line = line.map((node, i) => ({ thread: node.thread_id, cut: cuts[i] }));
-  pane.inherited = line.length > 1 ? cuts.at(-1) : 0;
-  pane.forks = found;
+  pane.line = line.map((node, i) => ({ thread: node.thread_id, from: cuts[i], to: ends[i] }));
+  pane.inherited = cuts.at(-1);
+  pane.forks = forks;
 }
 
 const titleOf = (thread) => family.nodes.get(thread)?.node.title || thread;
@@ -1110,14 +1123,23 @@ function link(text, to, how) {
   return button(text, () => go(to, how), { className: "link", dir: "auto" });
 }
 
-/** `‹ 2/3 ›` where branches part. */
-function pager(threads, current, position) {
-  const at = threads.indexOf(current);
+/** `‹ 2/3 ›` where branches part, in the order of the tree. */
+function pager(found, current, position) {
+  const all = [...family.nodes.keys()].filter((thread) => found.has(thread));
+  const at = all.indexOf(current);
   const to = (step, sign, label) => {
-    const other = threads[at + step];
-    return button(sign, () => go({ thread: other }, { at: position, pressed: label }), { disabled: other === undefined, "aria-label": label, title: other ?? "" });
+    const other = found.get(all[at + step]);
+    const show = () => go({ thread: other }, { at: position, pressed: label });
+    return button(sign, show, { disabled: other === undefined, "aria-label": label, title: other ?? "" });
   };
-  return h("div.pager", { role: "group", "aria-label": `Branch ${at + 1} of ${threads.length} from here` }, h("span.mark", { "aria-hidden": "true" }, "↳"), to(-1, "‹", "Previous branch"), h("span", {}, `${at + 1}/${threads.length}`), to(1, "›", "Next branch"));
+  return h(
+    "div.pager",
+    { role: "group", "aria-label": `Branch ${at + 1} of ${all.length} from here` },
+    h("span.mark", { "aria-hidden": "true" }, "↳"),
+    to(-1, "‹", "Previous branch"),
+    h("span", {}, `${at + 1}/${all.length}`),
+    to(1, "›", "Next branch"),
+  );
 }
 
 /** The tree: forks of the same message are below that message. */
@@ -1411,14 +1433,15 @@ function markdown(message) {
 
 const main = new Pane();
 const beside = new Pane(true);
-let last = {};
+let last = {}; // what is shown
+let typing = null; // a search that is still being written
 
 async function show(how = {}) {
   const now = where();
   const before = last;
   last = now;
   $("resource").value = now.resource;
-  if (document.activeElement !== $("search")) $("search").value = now.q;
+  if (document.activeElement !== $("search") && typing === null) $("search").value = now.q;
   if (now.resource !== before.resource) feed(now.resource);
   if (now.resource !== before.resource || now.q !== before.q) list.load();
   else list.draw();
@@ -1443,10 +1466,12 @@ function fold(open = false) {
   $("menu").setAttribute("aria-expanded", open);
 }
 
-let typing = null;
 $("search").addEventListener("input", () => {
   clearTimeout(typing);
-  typing = setTimeout(() => go({ q: $("search").value }, { replace: true }), 200);
+  typing = setTimeout(() => {
+    typing = null;
+    go({ q: $("search").value }, { replace: true });
+  }, 200);
 });
 $("resource").addEventListener("change", () => go({ resource: $("resource").value, thread: "" }));
 $("new").addEventListener("click", () => {
