@@ -135,7 +135,7 @@ def create_app(settings: Settings) -> Starlette:
                 feed=feed,
                 settings=settings,
             )
-            await stack.enter_async_context(retention(session_map, changes, settings))
+            await stack.enter_async_context(retention(session_map, reading, changes, settings))
             await stack.enter_async_context(access.watching())
             turns.prepare()
             # What is loaded by now lives as long as the process; each full collection would walk it, for up to 0.1 s.
