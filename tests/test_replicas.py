@@ -366,6 +366,7 @@ async def test_a_reader_on_one_replica_is_told_what_happens_on_all(some_replicas
             assert (await stream.until("created")).data["thread_id"] == "t"
             started = await stream.until("turn_started")
             assert (await get(one, "/v1/session", "t", metadata="false")).json()["status"] == "running"
+            await turn.until_text()
             model.release()
             await turn.rest()
         ended = await stream.until("turn_ended")
