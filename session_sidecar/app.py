@@ -119,9 +119,10 @@ def create_app(settings: Settings) -> Starlette:
             stack.enter_context(on_shutdown_signal(turns.stop_all))
             stack.enter_context(on_shutdown_signal(feed.close))
             peers = None
-            if settings.replica_secret:
-                peers = await stack.enter_async_context(Peers(settings.replica_secret))
+            if secret := settings.replica_secret:
+                peers = await stack.enter_async_context(Peers(secret, ping_seconds=settings.ping_seconds))
                 stack.enter_context(on_shutdown_signal(peers.hang_up))
+                await stack.enter_async_context(_hearing(tenancy, peers, feed, settings))
             reading = Reading(session_map, tenancy, history, turns)
             changes = Changes(
                 session_map=session_map,
@@ -134,7 +135,7 @@ def create_app(settings: Settings) -> Starlette:
                 feed=feed,
                 settings=settings,
             )
-            await stack.enter_async_context(retention(session_map, changes, settings))
+            await stack.enter_async_context(retention(session_map, reading, changes, settings))
             await stack.enter_async_context(access.watching())
             turns.prepare()
             # What is loaded by now lives as long as the process; each full collection would walk it, for up to 0.1 s.
@@ -152,6 +153,17 @@ def create_app(settings: Settings) -> Starlette:
         middleware=[Middleware(Front, access=access), *_cors(access)],
         exception_handlers=HANDLERS,
     )
+
+
+def _hearing(
+    tenancy: Tenancy, peers: Peers, feed: Feed, settings: Settings
+) -> contextlib.AbstractAsyncContextManager[None]:
+    """What lets the feed tell of the threads that other replicas have, where there may be others."""
+    if settings.database is None:
+        return contextlib.nullcontext()
+    from session_sidecar.replicas.listening import Listening  # noqa: PLC0415
+
+    return Listening(tenancy.others, peers, feed, lease_seconds=settings.lease_seconds).listening()
 
 
 def _cors(access: Access) -> list[Middleware]:

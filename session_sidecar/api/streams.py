@@ -13,7 +13,7 @@ from session_sidecar.settings import Settings
 from session_sidecar.turns.events import CHUNK_BYTES
 
 
-def stream(frames: AsyncIterator[bytes], settings: Settings, *, grace_seconds: float = 0) -> EventSourceResponse:
+def stream(frames: AsyncIterator[bytes], settings: Settings, *, grace_seconds: float) -> EventSourceResponse:
     """What is answered with a stream. At a shutdown it may go on to its end for so many seconds."""
     return EventSourceResponse(
         frames,

@@ -1,11 +1,12 @@
 """Mappings changed by hand, not by a turn: a thread forgotten, a whole resource erased, a session adopted."""
 
 import asyncio
+from collections.abc import Callable
 
 import session_store
 from session_sidecar.agent.orphans import live_clis
 from session_sidecar.agent.transcripts.files import is_session_id
-from session_sidecar.agent.transcripts.history import History
+from session_sidecar.agent.transcripts.history import History, Metadata
 from session_sidecar.agent.transcripts.transcripts import Transcripts
 from session_sidecar.errors import (
     HeldElsewhere,
@@ -57,13 +58,20 @@ class Changes:
         self._claude_config = settings.claude_config
 
     async def forget(
-        self, key: ThreadKey, *, transcript: bool = False, force: bool = False, version: int | None = None
+        self,
+        key: ThreadKey,
+        *,
+        transcript: bool = False,
+        force: bool = False,
+        version: int | None = None,
+        unless: Callable[[Metadata], bool] | None = None,
     ) -> bool:
         """Remove a thread's mapping, and its transcript if asked to; whether there was a mapping.
 
         Turns on the thread are stopped with `force`, the waiting ones too, and their processes are gone before anything
-        is removed. With `version`, a mapping that has another one by now stays. Raises ThreadBusy, and
-        TranscriptsUnavailable before anything is removed.
+        is removed. With `version`, a mapping that has another one by now stays; and so does one of whose session
+        `unless` holds, which is asked when nobody can change it any more. Raises ThreadBusy, and TranscriptsUnavailable
+        before anything is removed.
         """
         if transcript:
             await self._transcripts.check()  # else the mapping would go, and the transcript be back with its volume
@@ -73,6 +81,8 @@ class Changes:
                 self._turns.forget(key)
                 return False
             if version not in (None, mapping.version):
+                return False
+            if unless is not None and unless(*await self._history.outlines([mapping.sdk_session_id])):
                 return False
             # The transcript goes first: after a crash between the two the mapping is still there, and whoever asks
             # again finds the rest by it. The other way round, nothing would say any more whose the transcript was.
