@@ -4,6 +4,8 @@
 // 1. Where we are. What is shown is in the fragment of the URL, which is sent to nobody.
 
 const BASE = new URL("..", import.meta.url); // of the API: it may be mounted below a prefix
+const GONE = "The connection was lost for too long to follow this answer. What is here is what the transcript has.";
+const LOST = "The transcript of this thread was lost: a new session has begun in its place.";
 const PAGE = 50; // messages at a time, the last ones first
 const SILENCE = 12_000; // ms: pings come every few seconds, so that is a dead connection
 const MOST_RAW = 1000; // events kept to look at
@@ -39,6 +41,10 @@ function h(tag, props = {}, ...children) {
   return node;
 }
 const button = (text, onclick, props = {}) => h("button", { type: "button", onclick, ...props }, text);
+const quiet = (text, onclick, props = {}) => button(text, onclick, { className: "quiet", ...props });
+const submit = (text, kind = "main") => h(`button.${kind}`, { type: "submit" }, text);
+const field = (label, name, props = {}) =>
+  h("label.field", {}, h("span", {}, label), h("input", { name, autocomplete: "off", spellcheck: false, ...props }));
 
 // 2. The calls, and the token: it is kept for this tab, and is in no URL.
 
@@ -56,9 +62,14 @@ class Problem extends Error {
   }
 }
 
+const toldOf = (error) =>
+  error instanceof Problem ? error.message : `The sidecar cannot be reached (${error.message}).`;
+
 async function request(method, path, { query = {}, body, headers = {}, signal } = {}) {
   const url = new URL(path, BASE);
-  for (const [name, value] of Object.entries(query)) if (value !== "" && value != null) url.searchParams.set(name, value);
+  for (const [name, value] of Object.entries(query)) {
+    if (value !== "" && value !== null && value !== undefined) url.searchParams.set(name, value);
+  }
   for (;;) {
     const sent = token;
     const response = await fetch(url, {
@@ -88,7 +99,7 @@ function askForToken(refused) {
   asking ??= ask({
     title: "This sidecar asks for a token",
     text: `${refused ? "The last one is not known, or has expired. " : ""}It is kept in this tab until that is closed.`,
-    fields: [h("label.field", {}, h("span", {}, "Token"), h("input", { name: "token", type: "password", required: true, autocomplete: "off" }))],
+    fields: [field("Token", "token", { type: "password", required: true })],
     yes: "Use it",
   }).then((given) => {
     asking = null;
@@ -154,7 +165,7 @@ async function* parsed(response) {
     Throws the Problem of a call that is refused. It ends where `signal` says so. */
 async function* follow(method, path, { signal, told = () => {}, ...options }) {
   // The key covers a break before the first event, the ID of the last event every later one.
-  const key = [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+  const key = [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16)).join("-");
   const headers = { accept: "text/event-stream", ...(options.body ? { "idempotency-key": key } : {}) };
   for (let wait = 500; ; wait = Math.min(2 * wait, 8000)) {
     try {
@@ -187,7 +198,8 @@ function written(text) {
   for (let at = 0; at < lines.length; ) {
     const fence = /^ {0,3}(```+|~~~+)\s*([\w+#.-]*)/.exec(lines[at]);
     if (fence) {
-      const end = lines.findIndex((line, i) => i > at && line.trim().startsWith(fence[1]) && !line.trim().slice(fence[1].length).trim());
+      const isEnd = (line) => line.trim().startsWith(fence[1]) && !line.replaceAll(fence[1][0], "").trim();
+      const end = lines.findIndex((line, i) => i > at && isEnd(line));
       const stop = end < 0 ? lines.length : end;
       found.append(code(lines.slice(at + 1, stop).join("\n"), fence[2]));
       at = stop + 1;
@@ -209,7 +221,9 @@ function written(text) {
       at++;
     } else {
       const start = at;
-      while (at < lines.length && lines[at].trim() && !/^ {0,3}(```|~~~)|^#{1,6}\s/.test(lines[at]) && !(at > start && isItem(lines[at]))) at++;
+      const goesOn = (line) => line.trim() && !/^ {0,3}(```|~~~)|^#{1,6}\s/.test(line) && !isItem(line);
+      do at++;
+      while (at < lines.length && goesOn(lines[at]));
       found.append(h("p", { dir: "auto" }, ...inline(lines.slice(start, at).join("\n"))));
     }
   }
@@ -220,9 +234,10 @@ function inline(text) {
   return text
     .split(/(`[^`\n]+`|\*\*[^*\n]+\*\*)/)
     .filter(Boolean)
-    .map((part) =>
-      /^`.+`$/.test(part) ? h("code", {}, part.slice(1, -1)) : /^\*\*.+\*\*$/.test(part) ? h("strong", {}, part.slice(2, -2)) : part,
-    );
+    .map((part) => {
+      if (/^`.+`$/.test(part)) return h("code", {}, part.slice(1, -1));
+      return /^\*\*.+\*\*$/.test(part) ? h("strong", {}, part.slice(2, -2)) : part;
+    });
 }
 
 const code = (text, language = "") =>
@@ -253,11 +268,12 @@ function picture({ source = {} }) {
   return h("p.aside", {}, `[image ${source.url ?? source.file_id ?? source.media_type ?? ""}]`);
 }
 
+const said = (text) => h("div.said", { dir: "auto" }, text);
+
 /** A block of a person's or the model's, but for tool calls and their results. */
 function shown(block, mine) {
-  if (block.type === "text") return mine ? h("div.said", { dir: "auto" }, block.text) : h("div.text", {}, written(block.text));
-  if (block.type === "thinking")
-    return h("details.fold", {}, h("summary", {}, "Thinking"), h("div.said", { dir: "auto" }, block.thinking));
+  if (block.type === "text") return mine ? said(block.text) : h("div.text", {}, written(block.text));
+  if (block.type === "thinking") return h("details.fold", {}, h("summary", {}, "Thinking"), said(block.thinking));
   if (block.type === "image") return picture(block);
   if (block.type === "document") return h("p.aside", {}, `[document ${block.title ?? block.source?.media_type ?? ""}]`);
   return h("details.fold", {}, h("summary", {}, block.type), code(JSON.stringify(block, null, 2), "json"));
@@ -272,7 +288,8 @@ class Tool {
     this.input = h("div", {});
     this.within = h("ol.log.nested", { hidden: true });
     this.result = h("div", {});
-    this.node = h("details.fold.tool", {}, h("summary", {}, this.name, " ", this.what, " ", this.state), this.input, this.within, this.result);
+    const summary = h("summary", {}, this.name, " ", this.what, " ", this.state);
+    this.node = h("details.fold.tool", {}, summary, this.input, this.within, this.result);
   }
   called({ name, input }) {
     this.name.textContent = name;
@@ -285,7 +302,7 @@ class Tool {
     this.node.classList.toggle("failed", Boolean(failed));
     const blocks = typeof content === "string" ? [{ type: "text", text: content }] : (content ?? []);
     const parts = blocks.map((block) => (block.type === "text" ? code(block.text) : shown(block)));
-    this.result.replaceChildren(h("h4", {}, failed ? "Error" : "Result"), ...parts, more ?? "");
+    this.result.replaceChildren(h("h4", {}, failed ? "Error" : "Result"), ...parts, more || "");
   }
 }
 
@@ -293,6 +310,10 @@ class Tool {
 
 const count = (number) => number.toLocaleString("en");
 const time = (stamp) => (stamp ? new Date(stamp).toLocaleString([], { dateStyle: "short", timeStyle: "short" }) : "");
+
+/** The last messages of a thread, or the last before one: oldest first. */
+const lastMessages = (key, signal, query = {}) =>
+  call("GET", "v1/session/messages", { query: { ...key, order: "desc", limit: PAGE, ...query }, signal });
 
 class Pane {
   /** `beside` is the one that something is compared with: it is only read. */
@@ -304,22 +325,34 @@ class Pane {
     this.form = h("div", {});
     this.trouble = h("div.problem", { role: "alert", hidden: true });
     this.note = h("p.note", { role: "status" });
-    this.earlier = button("Earlier messages", () => this.loadEarlier(), { hidden: true, className: "quiet earlier" });
+    this.earlier = quiet("Earlier messages", () => this.loadEarlier(), { hidden: true, className: "quiet earlier" });
     this.log = h("ol.log", { role: "log", "aria-label": "Conversation" });
     this.ends = h("div.ends", {});
     this.scroll = h("div.scroll", { tabIndex: -1 }, this.earlier, this.log, this.ends);
     this.raw = h("ol", {});
     this.drawer = h("details.raw", { hidden: true }, h("summary", {}, "Raw events"), this.raw);
     this.drawer.addEventListener("toggle", () => this.showRaw());
-    this.input = h("textarea", { rows: 2, placeholder: "Message", "aria-label": "Message", name: "message", onkeydown: sendOnEnter });
+    const label = { placeholder: "Message", "aria-label": "Message" };
+    this.input = h("textarea", { ...label, rows: 2, name: "message", onkeydown: sendOnEnter });
     this.naming = h("div.naming", { hidden: true });
-    this.sendButton = h("button.main", { type: "submit" }, "Send");
+    this.sendButton = submit("Send");
     this.stopButton = button("Stop", () => this.stop(), { hidden: true, className: "stop" });
-    const curl = button("Copy as curl", () => this.copyCurl(), { className: "quiet" });
-    this.composer = h("form.composer", { onsubmit: (event) => this.submit(event), hidden: beside }, this.naming, this.input,
-      h("div.row", {}, curl, this.note, this.stopButton, this.sendButton));
-    this.node = h("section.pane", {}, h("header", {}, h("div.row", {}, this.title, this.tools), this.facts), this.form, this.trouble, this.scroll, this.drawer, this.composer);
-    this.seen = new IntersectionObserver((entries) => entries.some((entry) => entry.isIntersecting) && this.loadEarlier(), { root: this.scroll, rootMargin: "200px" });
+    const command = () => curlOf("v1/chat", { ...this.target, message: this.input.value || "Hello" });
+    const curl = quiet("Copy as curl", () => copy(command()));
+    this.composer = h(
+      "form.composer",
+      { onsubmit: (event) => this.submit(event), hidden: beside },
+      this.naming,
+      this.input,
+      h("div.row", {}, curl, this.note, this.stopButton, this.sendButton),
+    );
+    const header = h("header", {}, h("div.row", {}, this.title, this.tools), this.facts);
+    const parts = [this.form, this.trouble, this.scroll, this.drawer, this.composer];
+    this.node = h("section.pane", {}, header, ...parts);
+    this.seen = new IntersectionObserver(
+      (entries) => entries.some((entry) => entry.isIntersecting) && this.loadEarlier(),
+      { root: this.scroll, rootMargin: "200px" },
+    );
     this.seen.observe(this.earlier);
     this.clear();
   }
@@ -327,8 +360,11 @@ class Pane {
   clear() {
     this.leaving?.abort();
     this.leaving = new AbortController(); // all that is under way for what was shown until now
-    Object.assign(this, { key: null, session: null, messages: [], before: 0, next: null, running: false, opening: null, missing: false, bill: null });
-    Object.assign(this, { items: new Map(), calls: new Map(), drafts: [], events: [], inherited: null, forks: new Map(), loading: null });
+    Object.assign(this, { key: null, session: null, opening: null, missing: false });
+    // `before` is how many messages are not here yet, and `next` where to read on; `items` has the elements.
+    Object.assign(this, { messages: [], items: new Map(), before: 0, next: null, loading: null });
+    Object.assign(this, { inherited: null, forks: new Map(), line: [] });
+    Object.assign(this, { running: false, calls: new Map(), drafts: [], events: [], bill: null });
     for (const node of [this.log, this.ends, this.form, this.raw, this.tools, this.facts]) node.replaceChildren();
     this.drawer.hidden = true;
     this.earlier.hidden = true;
@@ -340,6 +376,11 @@ class Pane {
   get thread() {
     return this.key?.thread_id ?? "";
   }
+  /** Where a message goes: to the thread that is shown, or to the one that is named for it. */
+  get target() {
+    const named = (name) => this.naming.querySelector(`[name=${name}]`).value;
+    return this.key ?? { thread_id: named("thread_id"), resource_id: named("resource_id") };
+  }
   told(text) {
     this.note.textContent = text;
   }
@@ -347,10 +388,11 @@ class Pane {
     this.trouble.hidden = error === null;
     if (error === null) return;
     if (!(error instanceof Problem)) console.warn(error);
-    const text = error instanceof Problem ? error.message : `The sidecar cannot be reached (${error.message}).`;
+    const text = toldOf(error);
+    const request = error.requestId && h("small", {}, ` request ${error.requestId}`);
     this.trouble.replaceChildren(
-      h("p", {}, error.code ? h("code", {}, error.code) : null, " ", text, error.requestId ? h("small", {}, ` request ${error.requestId}`) : null),
-      button("Dismiss", () => this.complain(null), { className: "quiet" }),
+      h("p", {}, error.code && h("code", {}, error.code), " ", text, request),
+      quiet("Dismiss", () => this.complain(null)),
     );
   }
   /** Run something and say what is wrong with it; whether it went well. */
@@ -370,9 +412,13 @@ class Pane {
   draft(thread, resource) {
     this.clear();
     this.title.textContent = "New conversation";
-    this.facts.textContent = "A thread is begun by its first message.";
-    const field = (name, label, value) => h("label.field", {}, h("span", {}, label), h("input", { name, value, required: true, maxLength: 256, spellcheck: false, autocomplete: "off" }));
-    this.naming.replaceChildren(field("thread_id", "Thread", thread), field("resource_id", "Resource", resource));
+    this.facts.textContent =
+      "Its first message begins it. Enter sends, Shift+Enter is a new line, Esc stops, / searches, n comes here.";
+    const named = { required: true, maxLength: 256 };
+    this.naming.replaceChildren(
+      field("Thread", "thread_id", { ...named, value: thread }),
+      field("Resource", "resource_id", { ...named, value: resource }),
+    );
     this.naming.hidden = false;
     this.input.focus();
   }
@@ -425,32 +471,42 @@ class Pane {
     this.title.textContent = about.title || about.first_prompt || session.thread_id;
     this.node.setAttribute("aria-label", `Thread ${session.thread_id}`);
     const usage = about.usage;
-    const read = usage ? usage.input_tokens + usage.cache_read_input_tokens + usage.cache_creation_input_tokens : 0;
+    const read = usage && usage.input_tokens + usage.cache_read_input_tokens + usage.cache_creation_input_tokens;
+    const tokens = usage && `${count(read)} tokens in, ${count(usage.output_tokens)} out`;
     const parent = session.parent_thread_id;
     this.facts.replaceChildren(
       ...[
         h("bdi", { title: "thread" }, session.thread_id),
         about.tag && h("span.tag", {}, about.tag),
         parent && h("span", {}, "↳ fork of ", link(parent, { thread: parent })),
-        usage && h("span.tokens", { title: "all API replies of this branch, with what it has inherited" }, `${count(read)} tokens in, ${count(usage.output_tokens)} out`),
+        usage && h("span", { title: "of all API replies of this branch, with what it has inherited" }, tokens),
         about.transcript && about.transcript !== "present" && h("strong", {}, `transcript ${about.transcript}`),
       ].filter(Boolean),
     );
     if (this.beside) {
-      this.tools.replaceChildren(button("Open", () => go({ thread: session.thread_id }), { className: "quiet" }), button("Close", () => go({ compare: "" }), { className: "quiet" }));
+      const open = quiet("Open", () => go({ thread: session.thread_id }));
+      this.tools.replaceChildren(open, quiet("Close", () => go({ compare: "" })));
       return;
     }
     if (this.tools.childElementCount) return;
-    const menu = h("details.menu", {}, h("summary", {}, "More"), h("div", {},
-      button("Export Markdown", () => this.attempt(() => exportAs(this.key, "md"))),
-      button("Export JSONL", () => this.attempt(() => exportAs(this.key, "jsonl"))),
-      button("Raw events", () => this.openRaw()),
-      button("Delete…", () => this.attempt(() => deleteThread(this)), { className: "danger" })));
+    const menu = h(
+      "details.menu",
+      {},
+      h("summary", {}, "More"),
+      h(
+        "div",
+        {},
+        button("Export Markdown", () => this.attempt(() => exportAs(this.key, "md"))),
+        button("Export JSONL", () => this.attempt(() => exportAs(this.key, "jsonl"))),
+        button("Raw events", () => this.openRaw()),
+        button("Delete…", () => this.attempt(() => deleteThread(this)), { className: "danger" }),
+      ),
+    );
     menu.addEventListener("click", ({ target }) => target.closest("button") && (menu.open = false));
     menu.addEventListener("focusout", ({ relatedTarget }) => menu.contains(relatedTarget) || (menu.open = false));
     this.tools.replaceChildren(
-      button("Checkpoint", () => this.checkpointForm(), { className: "quiet", title: "keep this point under a name: a fork without a message" }),
-      button("Name and tag", () => this.nameForm(), { className: "quiet" }),
+      quiet("Checkpoint", () => this.checkpointForm(), { title: "keep this point under a name" }),
+      quiet("Name and tag", () => this.nameForm()),
       menu,
     );
   }
@@ -468,7 +524,7 @@ class Pane {
   // Its messages, and where each of them stands
 
   async load(signal) {
-    const page = await call("GET", "v1/session/messages", { query: { ...this.key, order: "desc", limit: PAGE }, signal });
+    const page = await lastMessages(this.key, signal);
     const total = this.session.metadata?.message_count ?? 0;
     this.fill(page.data, page.has_more ? Math.max(0, total - page.data.length) : 0, page.next);
   }
@@ -487,7 +543,7 @@ class Pane {
     if (this.next === null) return Promise.resolve(false);
     const { signal } = this.leaving;
     this.loading ??= this.attempt(async () => {
-      const page = await call("GET", "v1/session/messages", { query: { ...this.key, order: "desc", limit, after: this.next }, signal });
+      const page = await lastMessages(this.key, signal, { limit, after: this.next });
       const { scrollHeight, scrollTop } = this.scroll;
       this.next = page.next;
       this.before = page.has_more ? Math.max(0, this.before - page.data.length) : 0;
@@ -522,8 +578,8 @@ class Pane {
     const parts = [];
     for (const block of blocksOf(message)) {
       if (block.type === "tool_result") {
-        const act = this.beside ? null : h("div.acts", {}, button("Fork after this result", (event) => this.forkForm(message, event.target)));
-        this.tool(block.tool_use_id).answered(block, act);
+        const act = button("Fork after this result", () => this.forkForm(message, act));
+        this.tool(block.tool_use_id).answered(block, !this.beside && h("div.acts", {}, act));
       } else if (block.type === "tool_use") {
         const tool = this.tool(block.id);
         tool.called(block);
@@ -539,7 +595,8 @@ class Pane {
     const kind = message.synthetic ? "synthetic" : message.type;
     const who = { user: "You", assistant: "Claude", synthetic: "Claude Code" }[kind];
     const acts = this.beside || message.synthetic ? null : h("div.acts", {}, ...this.acts(message));
-    const item = h(`li.message.${kind}`, {}, h("div.who", {}, h("b", {}, who), " ", h("time", { dateTime: message.timestamp ?? "" }, time(message.timestamp))), ...parts, acts);
+    const when = h("time", { dateTime: message.timestamp ?? "" }, time(message.timestamp));
+    const item = h(`li.message.${kind}`, {}, h("div.who", {}, h("b", {}, who), " ", when), ...parts, acts);
     item.dataset.uuid = message.uuid;
     return item;
   }
@@ -552,10 +609,8 @@ class Pane {
         of("Fork before", (from) => this.forkBefore(message, from), "a fork that ends before this prompt"),
       ];
     if (blocksOf(message).some((block) => block.type === "tool_use")) return [];
-    return [
-      of("Fork here", (from) => this.forkForm(message, from), "a fork that ends with this answer"),
-      ...(textOf(message) ? [of("Regenerate", () => this.regenerate(message), "ask the same once more, in a fork")] : []),
-    ];
+    const fork = of("Fork here", (from) => this.forkForm(message, from), "a fork that ends with this answer");
+    return [fork, textOf(message) && of("Regenerate", () => this.regenerate(message), "ask once more, in a fork")];
   }
 
   /** How many messages the conversation has. */
@@ -607,11 +662,11 @@ class Pane {
     for (const [position, found] of this.forks) {
       if (position < this.before) continue;
       const threads = [...found.values()];
-      if (position >= this.length && threads.length)
-        this.ends.append(h("p.onward", {}, `↳ ${threads.length === 1 ? "A branch goes" : `${threads.length} branches go`} on from here: `, ...threads.flatMap((name, i) => [i ? ", " : "", link(titleOf(name), { thread: name }, { at: position })])));
+      if (position >= this.length && threads.length) this.ends.append(onward(threads, position));
       else if (found.size > 1) this.itemAt(position)?.prepend(pager(found, this.lineAt(position), position));
     }
-    if (focused !== null) [...this.node.querySelectorAll(".pager button")].find((one) => one.textContent === focused)?.focus();
+    const buttons = focused === null ? [] : [...this.node.querySelectorAll(".pager button")];
+    buttons.find((one) => one.textContent === focused)?.focus();
   }
 
   /** Whose branch is seen at a place: the thread's own, or of one of those that it comes from. */
@@ -633,8 +688,8 @@ class Pane {
     await this.opening; // until then it is not known whether the thread is there
     const text = this.input.value;
     if (!text.trim() || this.running) return;
-    const key = this.key ?? { thread_id: this.naming.querySelector("[name=thread_id]").value, resource_id: this.naming.querySelector("[name=resource_id]").value };
-    const pending = h("li.message.user.pending", {}, h("div.who", {}, h("b", {}, "You")), h("div.said", { dir: "auto" }, text));
+    const key = this.target;
+    const pending = h("li.message.user.pending", {}, h("div.who", {}, h("b", {}, "You")), said(text));
     this.input.value = "";
     this.log.append(pending);
     this.toEnd();
@@ -676,7 +731,8 @@ class Pane {
     if (this.running || !this.key) return;
     const leaving = new AbortController();
     const stream = { end: () => leaving.abort() };
-    stream.events = follow("GET", "v1/chat", { query: this.key, signal: leaving.signal, told: (text) => stream.told?.(text) });
+    const told = (text) => stream.told?.(text);
+    stream.events = follow("GET", "v1/chat", { query: this.key, signal: leaving.signal, told });
     this.attach(stream, this.leaving.signal);
   }
 
@@ -696,7 +752,7 @@ class Pane {
       }
     } catch (error) {
       if (signal.aborted) return;
-      if (error.code === "replay_gone") this.aside("The connection was lost for too long to follow this answer. What is here is what the transcript has.");
+      if (error.code === "replay_gone") this.aside(GONE);
       else this.complain(error);
     }
     if (signal.aborted) return;
@@ -707,14 +763,15 @@ class Pane {
 
   /** What the transcript has by now, if there is something that the stream did not say; drafts are over. */
   async reconcile(signal) {
-    const page = await call("GET", "v1/session/messages", { query: { ...this.key, order: "desc", limit: PAGE }, signal }).catch(() => null);
+    const page = await lastMessages(this.key, signal).catch(() => null);
     if (signal.aborted) return;
     const follows = this.isAtEnd();
     this.dropDrafts();
-    const said = page?.data ?? [];
-    const missed = said.findIndex((message) => !this.items.has(message.uuid));
-    if (missed >= 0 && said.slice(missed).some((message) => this.items.has(message.uuid))) await this.attempt(() => this.load(signal));
-    else for (const message of said) this.add(message);
+    const kept = page?.data ?? [];
+    const missed = kept.findIndex((message) => !this.items.has(message.uuid));
+    const isBetween = missed >= 0 && kept.slice(missed).some((message) => this.items.has(message.uuid));
+    if (isBetween) await this.attempt(() => this.load(signal));
+    else for (const message of kept) this.add(message);
     if (signal.aborted) return;
     if (this.bill) this.log.append(this.bill);
     this.bill = null;
@@ -731,8 +788,9 @@ class Pane {
     const aside = data.parent_tool_use_id ? this.tool(data.parent_tool_use_id) : null;
     const now = new Date().toISOString();
     if (name === "session") {
-      if (prompt && data.origin === "message") this.add({ uuid: data.turn_id, type: "user", message: { content: prompt }, timestamp: now });
-      if (data.outcome === "restarted") this.aside("The transcript of this thread was lost: a new session has begun in its place.");
+      const prompted = { uuid: data.turn_id, type: "user", message: { content: prompt }, timestamp: now };
+      if (prompt && data.origin === "message") this.add(prompted);
+      if (data.outcome === "restarted") this.aside(LOST);
       if (data.model === "offline") $("feed").title = "Answers come from the built-in stand-in for the model";
     } else if (name === "stream_event" && !aside) this.takeDelta(data.event);
     else if (name === "assistant" && !aside) {
@@ -740,7 +798,8 @@ class Pane {
       this.add({ ...data, timestamp: data.timestamp ?? now });
     } else if (name === "user" && !aside) this.add({ synthetic: !holdsResults(data), ...data });
     else if (aside && data.message) this.nest(aside, data);
-    else if (name === "system" && data.subtype === "api_retry") this.told(`The model's API refuses (${data.error_status ?? "no answer"}); trying again, attempt ${data.attempt}…`);
+    else if (data.subtype === "api_retry")
+      this.told(`The model's API refuses (${data.error_status ?? "no answer"}). Attempt ${data.attempt}…`);
     else if (name === "result") this.bill = billOf(data);
     else if (name === "end") this.ended(data);
   }
@@ -759,7 +818,8 @@ class Pane {
     if (!parts.some(Boolean) || this.items.has(data.uuid)) return;
     this.items.set(data.uuid, null);
     tool.within.hidden = false;
-    tool.within.append(h(`li.message.${data.type}`, {}, h("div.who", {}, h("b", {}, data.type === "user" ? "To the subagent" : "Subagent")), ...parts));
+    const who = data.type === "user" ? "To the subagent" : "Subagent";
+    tool.within.append(h(`li.message.${data.type}`, {}, h("div.who", {}, h("b", {}, who)), ...parts));
   }
 
   /** What is said word by word goes into one text node each; the whole message takes its place when it has come. */
@@ -768,7 +828,8 @@ class Pane {
     else if (event.type === "content_block_start") {
       const text = document.createTextNode("");
       const { type, name } = event.content_block;
-      const body = type === "text" ? h("div.said", { dir: "auto" }, text) : h("details.fold", {}, h("summary", {}, type === "thinking" ? "Thinking…" : `${name ?? type}…`), h("div.said", {}, text));
+      const summary = h("summary", {}, type === "thinking" ? "Thinking…" : `${name ?? type}…`);
+      const body = type === "text" ? said(text) : h("details.fold", {}, summary, said(text));
       const node = h("li.message.assistant.draft", {}, h("div.who", {}, h("b", {}, "Claude")), body);
       this.drafts.push({ node, text, index: event.index });
       const follows = this.isAtEnd();
@@ -804,7 +865,8 @@ class Pane {
   async beforePrompt(message) {
     while (this.position(message.uuid) === this.before && this.next !== null && (await this.loadEarlier()));
     const at = this.messages.indexOf(message);
-    return this.messages.slice(0, Math.max(at, 0)).findLast((one) => one.type === "assistant" || holdsResults(one)) ?? null;
+    const isEnd = (one) => one.type === "assistant" || holdsResults(one);
+    return this.messages.slice(0, Math.max(at, 0)).findLast(isEnd) ?? null;
   }
 
   async forkBefore(message, from) {
@@ -828,7 +890,7 @@ class Pane {
       message: "",
       hint: "Without a message the model is not called.",
       name: unused(this.thread),
-      curl: (form) => curlOf("POST", "v1/chat/fork", body(form)),
+      curl: (form) => curlOf("v1/chat/fork", body(form)),
       work: (form) => this.fork(body(form)),
     });
   }
@@ -849,7 +911,9 @@ class Pane {
       yes: before ? "Ask in a fork" : "Begin anew",
       message: textOf(message),
       required: true,
-      hint: before ? "This prompt stays as it is: the new one is asked in a fork that ends before it." : "Nothing comes before this prompt, so there is nothing to fork: this begins a new conversation.",
+      hint: before
+        ? "This prompt stays as it is: the new one is asked in a fork that ends before it."
+        : "Nothing comes before this prompt, so there is nothing to fork: this begins a new conversation.",
       name: unused(this.thread),
       work: (form) => this.again(message, before, form.elements.thread_id.value, form.elements.message.value),
     });
@@ -860,7 +924,8 @@ class Pane {
     const others = blocksOf(prompt).filter((block) => block.type === "image" || block.type === "document");
     const message = others.length ? [...others, { type: "text", text }] : text;
     const to = { resource_id: this.key.resource_id, thread_id: thread, message };
-    return before ? this.begin("v1/chat/fork", { ...to, from_thread_id: this.thread, at_message_id: before.uuid }) : this.begin("v1/chat", to);
+    if (!before) return this.begin("v1/chat", to);
+    return this.begin("v1/chat/fork", { ...to, from_thread_id: this.thread, at_message_id: before.uuid });
   }
 
   async regenerate(answer) {
@@ -898,9 +963,9 @@ class Pane {
         },
       },
       h("label.field", {}, h("span", {}, required ? "Message" : "Message (may be left out)"), text),
-      h("label.field", {}, h("span", {}, "New thread"), h("input", { name: "thread_id", value: name, required: true, maxLength: 256, spellcheck: false, autocomplete: "off" })),
+      field("New thread", "thread_id", { value: name, required: true, maxLength: 256 }),
       h("p.hint", {}, hint),
-      h("div.row", {}, curl && button("Copy as curl", () => copy(curl(form)), { className: "quiet" }), button("Cancel", close, { className: "quiet" }), h("button.main", { type: "submit" }, yes)),
+      h("div.row", {}, curl && quiet("Copy as curl", () => copy(curl(form))), quiet("Cancel", close), submit(yes)),
     );
     place?.after(form);
     text.focus();
@@ -915,12 +980,13 @@ class Pane {
       yes: "Keep this point",
       fields: [
         ["title", "Name", `${short(this.title.textContent, 60)} (checkpoint)`, true],
-        ["thread_id", "New thread", unused(`${this.thread}-checkpoint`), true],
+        ["thread_id", "New thread", unused(`${this.thread}-checkpoint`, 1), true],
       ],
       hint: "A checkpoint is a fork without a message. Forking it is how one comes back to it.",
       work: async ({ thread_id: thread, title }) => {
-        await call("POST", "v1/chat/fork", { body: { resource_id: this.key.resource_id, from_thread_id: this.thread, thread_id: thread } });
-        await call("PATCH", "v1/session", { body: { resource_id: this.key.resource_id, thread_id: thread, title } });
+        const to = { resource_id: this.key.resource_id, thread_id: thread };
+        await call("POST", "v1/chat/fork", { body: { ...to, from_thread_id: this.thread } });
+        await call("PATCH", "v1/session", { body: { ...to, title } });
         this.told(`Kept as ${thread}.`);
         await family.load();
       },
@@ -938,7 +1004,9 @@ class Pane {
       ],
       hint: "The SDK keeps both in the transcript.",
       work: async ({ title, tag }) => {
-        const changes = { ...(title && title !== about.title ? { title } : {}), ...(tag !== (about.tag ?? "") ? { tag: tag || null } : {}) };
+        const changes = {};
+        if (title && title !== about.title) changes.title = title;
+        if (tag !== (about.tag ?? "")) changes.tag = tag || null;
         if (Object.keys(changes).length) await call("PATCH", "v1/session", { body: { ...this.key, ...changes } });
         await this.refresh();
       },
@@ -965,9 +1033,9 @@ class Pane {
           close();
         },
       },
-      ...fields.map(([name, text, value, required]) => h("label.field", {}, h("span", {}, text), h("input", { name, value, required, maxLength: 256, autocomplete: "off" }))),
+      ...fields.map(([name, text, value, required]) => field(text, name, { value, required, maxLength: 256 })),
       h("p.hint", {}, hint),
-      h("div.row", {}, button("Cancel", close, { className: "quiet" }), h("button.main", { type: "submit" }, yes)),
+      h("div.row", {}, quiet("Cancel", close), submit(yes)),
     );
     this.form.replaceChildren(form);
     form.querySelector("input").select();
@@ -989,24 +1057,26 @@ class Pane {
   }
   showRaw() {
     this.raw.replaceChildren(...(this.drawer.open ? this.events.map(rawItem) : []));
-    if (this.drawer.open && !this.events.length) this.raw.append(h("li", {}, "None yet: a turn that this page follows is shown here."));
-  }
-  copyCurl() {
-    const key = this.key ?? { thread_id: this.naming.querySelector("[name=thread_id]").value, resource_id: this.naming.querySelector("[name=resource_id]").value };
-    copy(curlOf("POST", "v1/chat", { ...key, message: this.input.value || "Hello" }));
+    if (!this.drawer.open) this.drawer.hidden = true;
+    else if (!this.events.length) this.raw.append(h("li", {}, "None yet: those of the next answer come here."));
   }
 }
 
-const rawItem = ({ id, name, data }) => h("li", {}, h("details", {}, h("summary", {}, h("b", {}, name), " ", data.subtype ?? data.event?.type ?? "", " ", h("small", {}, id)), code(JSON.stringify(data, null, 2))));
+function rawItem({ id, name, data }) {
+  const kind = data.subtype ?? data.event?.type ?? "";
+  const summary = h("summary", {}, h("b", {}, name), " ", kind, " ", h("small", {}, id));
+  return h("li", {}, h("details", {}, summary, code(JSON.stringify(data, null, 2))));
+}
 
 /** What one turn took. `total_cost_usd` goes on over turns and into forks; this is since the result before. */
 function billOf(result) {
   const used = Object.values(result.model_usage_since_last_result ?? {});
   if (!used.length) return null;
-  const sum = (...names) => used.reduce((all, one) => all + names.reduce((some, name) => some + (one[name] ?? 0), 0), 0);
+  const sum = (...names) => used.flatMap((one) => names.map((name) => one[name] ?? 0)).reduce((a, b) => a + b);
   const seconds = ((result.duration_ms ?? 0) / 1000).toFixed(1);
   const read = sum("inputTokens", "cacheReadInputTokens", "cacheCreationInputTokens");
-  return h("li.bill", {}, `${count(read)} tokens in, ${count(sum("outputTokens"))} out · $${sum("costUSD").toFixed(4)} · ${seconds} s`);
+  const tokens = `${count(read)} tokens in, ${count(sum("outputTokens"))} out`;
+  return h("li.bill", {}, `${tokens} · $${sum("costUSD").toFixed(4)} · ${seconds} s`);
 }
 
 function sendOnEnter(event) {
@@ -1025,7 +1095,8 @@ const family = {
   load: once(async () => {
     const { resource, thread } = where();
     if (!thread) return family.take(null);
-    const found = await call("GET", "v1/session/branches", { query: { thread_id: thread, resource_id: resource } }).catch(() => null);
+    const query = { thread_id: thread, resource_id: resource };
+    const found = await call("GET", "v1/session/branches", { query }).catch(() => null);
     const now = where();
     if (now.thread !== thread || now.resource !== resource) return;
     family.take(found?.root ?? null, found?.truncated);
@@ -1047,7 +1118,11 @@ const family = {
   /** A thread and those that it comes from, the root first. */
   line(thread) {
     const found = [];
-    for (let one = family.nodes.get(thread); one; one = one.parent && family.nodes.get(one.parent.thread_id)) found.unshift(one.node);
+    let one = family.nodes.get(thread);
+    while (one) {
+      found.unshift(one.node);
+      one = one.parent && family.nodes.get(one.parent.thread_id);
+    }
     return found;
   },
 
@@ -1058,7 +1133,8 @@ const family = {
     family.counts.set(node.sdk_session_id, known);
     known.reading = known.reading.then(async () => {
       for (let more = true; more && !enough(known.uuids); ) {
-        const query = { thread_id: node.thread_id, resource_id: where().resource, limit: 200, after: known.uuids.at(-1) };
+        const query = { thread_id: node.thread_id, resource_id: where().resource };
+        Object.assign(query, { limit: 200, after: known.uuids.at(-1) });
         const page = await call("GET", "v1/session/messages", { query });
         known.uuids.push(...page.data.map((message) => message.uuid));
         more = page.has_more;
@@ -1123,6 +1199,13 @@ function link(text, to, how) {
   return button(text, () => go(to, how), { className: "link", dir: "auto" });
 }
 
+/** What goes on where a thread ends. */
+function onward(threads, position) {
+  const links = threads.flatMap((name, i) => [i ? ", " : "", link(titleOf(name), { thread: name }, { at: position })]);
+  const many = threads.length === 1 ? "A branch goes" : `${threads.length} branches go`;
+  return h("p.onward", {}, `↳ ${many} on from here: `, ...links);
+}
+
 /** `‹ 2/3 ›` where branches part, in the order of the tree. */
 function pager(found, current, position) {
   const all = [...family.nodes.keys()].filter((thread) => found.has(thread));
@@ -1151,28 +1234,57 @@ function drawTree(truncated) {
   const branch = (node) => {
     const name = node.title || node.thread_id;
     const isCurrent = node.thread_id === thread;
-    const row = h("div.node", {},
-      h("button.name", { type: "button", dir: "auto", title: node.thread_id, disabled: node.status === "deleted", "aria-current": isCurrent ? "page" : null, onclick: () => go({ thread: node.thread_id }) }, name, node.title && node.title !== node.thread_id ? h("small", {}, ` ${node.thread_id}`) : null),
-      node.status !== "idle" && h("span.how", {}, node.status),
-      !isCurrent && node.status !== "deleted" && button("⇄", () => go({ compare: node.thread_id === compare ? "" : node.thread_id }), { className: "compare", title: "Compare with the current branch", "aria-label": `Compare with ${name}`, "aria-pressed": String(node.thread_id === compare) }),
+    const open = h(
+      "button.name",
+      {
+        type: "button",
+        dir: "auto",
+        title: node.thread_id,
+        disabled: node.status === "deleted",
+        "aria-current": isCurrent ? "page" : null,
+        onclick: () => go({ thread: node.thread_id }),
+      },
+      name,
+      name !== node.thread_id && h("small", {}, ` ${node.thread_id}`),
     );
+    const toggle = () => go({ compare: node.thread_id === compare ? "" : node.thread_id });
+    const beside = button("⇄", toggle, {
+      className: "compare",
+      title: "Compare with the current branch",
+      "aria-label": `Compare with ${name}`,
+      "aria-pressed": String(node.thread_id === compare),
+    });
+    const status = node.status !== "idle" && h("span.how", {}, node.status);
+    const row = h("div.node", {}, open, status, !isCurrent && node.status !== "deleted" && beside);
     row.dataset.thread = node.thread_id;
     const points = new Map();
-    for (const child of node.children) points.set(child.parent_message_id, [...(points.get(child.parent_message_id) ?? []), child]);
-    const below = [...points.values()].map((forks) => h("li.point", {}, h("p", { dir: "auto" }, "↳ ", pointOf(forks[0])), h("ul", {}, ...forks.map(branch))));
-    return h("li", {}, row, below.length ? h("ul.points", {}, ...below) : null);
+    for (const child of node.children) {
+      const at = child.parent_message_id;
+      points.set(at, [...(points.get(at) ?? []), child]);
+    }
+    const below = [...points.values()].map((forks) =>
+      h("li.point", {}, h("p", { dir: "auto" }, "↳ ", pointOf(forks[0])), h("ul", {}, ...forks.map(branch))),
+    );
+    return h("li", {}, row, below.length > 0 && h("ul.points", {}, ...below));
   };
-  $("tree").replaceChildren(alone ? "" : h("ul.tree", {}, branch(family.root)), truncated ? h("p.hint", {}, "The family is larger than is shown.") : "");
+  const more = truncated && h("p.hint", {}, "The family is larger than is shown.");
+  $("tree").replaceChildren(...(alone ? [] : [h("ul.tree", {}, branch(family.root))]), more || "");
   refocus();
 }
 
 /** Where the focus is in a list that is drawn anew: call what this gives to put it there again. */
 function focusIn(place) {
-  const thread = place.contains(document.activeElement) ? document.activeElement.closest("[data-thread]")?.dataset.thread : undefined;
-  return () => thread !== undefined && [...place.querySelectorAll("[data-thread]")].find((row) => row.dataset.thread === thread)?.querySelector("button")?.focus();
+  const focused = document.activeElement;
+  const thread = place.contains(focused) ? focused.closest("[data-thread]")?.dataset.thread : undefined;
+  return () => {
+    const rows = thread === undefined ? [] : [...place.querySelectorAll("[data-thread]")];
+    rows.find((row) => row.dataset.thread === thread)?.querySelector("button")?.focus();
+  };
 }
 
-const pointOf = (node) => (node.branch_point ? `after “${short(node.branch_point.preview, 60) || node.branch_point.type}”` : "from a message that is gone");
+function pointOf({ branch_point: point }) {
+  return point ? `after “${short(point.preview, 60) || point.type}”` : "from a message that is gone";
+}
 
 // 8. Two branches side by side, from where they part.
 
@@ -1187,7 +1299,8 @@ async function compare() {
     return;
   }
   $("panes").append(beside.node);
-  if (beside.thread !== other || beside.key.resource_id !== resource) await beside.open({ thread_id: other, resource_id: resource }, { focus: false });
+  if (beside.thread !== other || beside.key.resource_id !== resource)
+    await beside.open({ thread_id: other, resource_id: resource }, { focus: false });
   for (const pane of [main, beside]) {
     while (pane.next !== null && (await pane.loadEarlier(200)));
     await pane.mark();
@@ -1203,13 +1316,15 @@ async function partingOf(one, other) {
   let same = 0;
   while (same < lines[0].length && lines[0][same] === lines[1][same]) same++;
   if (same === 0) return 0;
-  const cuts = await Promise.all(lines.filter((line) => line.length > same).map((line) => family.upTo(line[same - 1], line[same].parent_message_id)));
+  const parted = lines.filter((line) => line.length > same);
+  const cuts = await Promise.all(parted.map((line) => family.upTo(line[same - 1], line[same].parent_message_id)));
   return Math.min(...cuts.map((cut) => cut ?? 0));
 }
 
 function foldCommon(pane, common) {
   pane.log.querySelector(".common")?.remove();
-  const items = pane.messages.slice(0, Math.max(0, common - pane.before)).map((message) => pane.items.get(message.uuid)).filter(Boolean);
+  const shared = pane.messages.slice(0, Math.max(0, common - pane.before));
+  const items = shared.map((message) => pane.items.get(message.uuid)).filter(Boolean);
   for (const item of pane.log.children) item.hidden = items.includes(item);
   if (!common) return;
   const show = button("Show them", () => {
@@ -1233,7 +1348,8 @@ const list = {
   async read(further) {
     const { resource, q } = where();
     const mine = ++list.asked;
-    const query = { resource_id: resource, q, include: "metadata", limit: further ? 50 : Math.min(200, Math.max(50, list.rows.length)), after: further ? list.next : "" };
+    const limit = further ? 50 : Math.min(200, Math.max(50, list.rows.length));
+    const query = { resource_id: resource, q, include: "metadata", limit, after: further ? list.next : "" };
     try {
       const page = await call("GET", "v1/sessions", { query });
       if (mine !== list.asked) return;
@@ -1245,7 +1361,7 @@ const list = {
       list.rows = [];
       list.next = null;
       $("list-problem").hidden = false;
-      $("list-problem").textContent = error instanceof Problem ? error.message : `The sidecar cannot be reached (${error.message}).`;
+      $("list-problem").textContent = toldOf(error);
     }
     list.draw();
   },
@@ -1255,26 +1371,41 @@ const list = {
     for (const row of list.rows) resources.add(row.resource_id);
     $("resources").replaceChildren(...[...resources].sort().map((name) => h("option", { value: name })));
     const refocus = focusIn($("list"));
-    $("list").replaceChildren(...list.rows.map((row) => {
-      const about = row.metadata ?? {};
-      const isCurrent = row.thread_id === thread && row.resource_id === resource;
-      const item = h("li", {}, h("button.entry", { type: "button", "aria-current": isCurrent ? "page" : null, onclick: () => go({ resource: row.resource_id, thread: row.thread_id }) },
-        h("span.title", { dir: "auto" }, row.parent_thread_id ? "↳ " : "", short(about.title || about.first_prompt || row.thread_id, 100)),
-        h("small", {}, h("bdi", {}, row.thread_id), resource ? "" : [" · ", h("bdi", {}, row.resource_id)], about.tag ? [" ", h("span.tag", {}, about.tag)] : "", row.status === "running" ? h("span.how", {}, "running") : "")));
-      item.dataset.thread = row.thread_id;
-      return item;
-    }));
+    $("list").replaceChildren(...list.rows.map((row) => list.entry(row, resource, thread)));
     refocus();
     main.suggest(list.rows[0]?.resource_id);
-    if (!list.rows.length && $("list-problem").hidden) $("list").append(h("li.hint", {}, q ? "Nothing was found." : "There is no thread yet."));
+    const none = q ? "Nothing was found." : "There is no thread yet.";
+    if (!list.rows.length && $("list-problem").hidden) $("list").append(h("li.hint", {}, none));
     $("more").hidden = list.next === null;
     $("more").textContent = q ? "Look further" : "More";
   },
 
+  entry(row, resource, thread) {
+    const about = row.metadata ?? {};
+    const isCurrent = row.thread_id === thread && row.resource_id === resource;
+    const small = [
+      h("bdi", {}, row.thread_id),
+      !resource && h("bdi", {}, `· ${row.resource_id}`),
+      about.tag && h("span.tag", {}, about.tag),
+      row.status === "running" && h("span.how", {}, "running"),
+    ];
+    const title = [row.parent_thread_id && "↳ ", short(about.title || about.first_prompt || row.thread_id, 100)];
+    const show = () => go({ resource: row.resource_id, thread: row.thread_id });
+    const open = h(
+      "button.entry",
+      { type: "button", "aria-current": isCurrent ? "page" : null, onclick: show },
+      h("span.title", { dir: "auto" }, title),
+      h("small", {}, small),
+    );
+    const item = h("li", {}, open);
+    item.dataset.thread = row.thread_id;
+    return item;
+  },
+
   /** Whether a turn runs on a thread, told by the feed. */
   set(event, running) {
-    const is = (one) => one.thread_id === event.thread_id;
-    for (const row of list.rows) if (is(row) && row.resource_id === event.resource_id) row.status = running ? "running" : "idle";
+    const isIt = (row) => row.thread_id === event.thread_id && row.resource_id === event.resource_id;
+    for (const row of list.rows.filter(isIt)) row.status = running ? "running" : "idle";
     list.draw();
     const node = family.nodes.get(event.thread_id)?.node;
     if (node && event.resource_id === where().resource) {
@@ -1284,11 +1415,10 @@ const list = {
   },
 };
 
-/** A name for a fork that no known thread has: `trip`, `trip-2`, `trip-3`. */
-function unused(thread) {
+/** A name for a fork that no known thread has: `trip-2`, `trip-3`. */
+function unused(thread, number = 2) {
   const stem = thread.replace(/-\d{1,4}$/, "").slice(0, 240) || thread;
   const known = new Set([...family.nodes.keys(), ...list.rows.map((row) => row.thread_id)]);
-  let number = 2;
   while (known.has(`${stem}-${number}`)) number++;
   return `${stem}-${number}`;
 }
@@ -1323,7 +1453,8 @@ async function feed(resource) {
   };
   const told = (text) => signal.aborted || state(text ? "offline" : "live", text ? "lost" : "live");
   try {
-    for await (const { data } of follow("GET", "v1/events", { query: { resource_id: resource }, signal, told })) happened(data);
+    const events = follow("GET", "v1/events", { query: { resource_id: resource }, signal, told });
+    for await (const { data } of events) happened(data);
   } catch (error) {
     if (!signal.aborted) state("no live updates", "lost");
   }
@@ -1332,7 +1463,8 @@ async function feed(resource) {
 function happened(event) {
   const { resource, thread, compare: other } = where();
   const here = event.resource_id === resource;
-  const isOurs = here && (event.thread_id === thread || event.parent_thread_id === thread || family.nodes.has(event.thread_id) || family.nodes.has(event.parent_thread_id));
+  const isOf = (name) => name !== undefined && (name === thread || family.nodes.has(name));
+  const isOurs = here && (isOf(event.thread_id) || isOf(event.parent_thread_id));
   if (event.type === "turn_started" || event.type === "turn_ended") {
     list.set(event, event.type === "turn_started");
     if (event.type === "turn_ended") list.load(); // for the name that a first turn gives
@@ -1345,8 +1477,9 @@ function happened(event) {
   }
   list.load();
   if (event.type === "reset" || isOurs) family.load();
-  if (event.type === "titled" && here) for (const pane of [main, beside]) if (pane.thread === event.thread_id) pane.refresh();
-  if (event.type === "deleted" && here && event.thread_id === thread && main.session) main.told("This thread was deleted.");
+  const panes = [main, beside].filter((pane) => here && pane.thread === event.thread_id);
+  if (event.type === "titled") for (const pane of panes) pane.refresh();
+  if (event.type === "deleted" && panes.includes(main)) main.told("This thread was deleted.");
   if (event.type === "deleted" && here && event.thread_id === other) go({ compare: "" });
   if (event.type === "reset" && main.key && !main.running) main.reconcile(main.leaving.signal);
 }
@@ -1356,11 +1489,20 @@ function happened(event) {
 /** A question that has to be answered first: what was filled in, or null. */
 function ask({ title, text, fields = [], yes, danger = false }) {
   return new Promise((resolve) => {
-    const form = h("form", { method: "dialog", onsubmit: () => { answer = Object.fromEntries(new FormData(form)); } },
-      h("h2", {}, title), text && h("p", {}, text), ...fields,
-      h("div.row", {}, button("Cancel", () => dialog.close(), { className: "quiet" }), h(danger ? "button.danger" : "button.main", { type: "submit" }, yes)));
     let answer = null;
-    const dialog = h("dialog", { "aria-label": title, onclose: () => { dialog.remove(); resolve(answer); } }, form);
+    const form = h(
+      "form",
+      { method: "dialog", onsubmit: () => (answer = Object.fromEntries(new FormData(form))) },
+      h("h2", {}, title),
+      text && h("p", {}, text),
+      ...fields,
+      h("div.row", {}, quiet("Cancel", () => dialog.close()), submit(yes, danger ? "danger" : "main")),
+    );
+    const closed = () => {
+      dialog.remove();
+      resolve(answer);
+    };
+    const dialog = h("dialog", { "aria-label": title, onclose: closed }, form);
     document.body.append(dialog);
     dialog.showModal();
   });
@@ -1370,22 +1512,24 @@ async function deleteThread(pane) {
   const answer = await ask({
     title: "Delete this thread?",
     text: `“${short(pane.title.textContent)}” (${pane.thread}) is forgotten. Its forks stay.`,
-    fields: [h("label.check", {}, h("input", { type: "checkbox", name: "transcript" }), " Delete the transcript too, for good")],
+    fields: [h("label", {}, h("input", { type: "checkbox", name: "transcript" }), " The transcript too, for good")],
     yes: "Delete",
     danger: true,
   });
   if (answer === null) return;
   await call("DELETE", "v1/session", { query: { ...pane.key, transcript: answer.transcript ? "delete" : "keep" } });
-  await go({ thread: pane.session.parent_thread_id && family.nodes.get(pane.session.parent_thread_id)?.node.status !== "deleted" ? pane.session.parent_thread_id : "" });
+  const parent = family.nodes.get(pane.thread)?.parent;
+  await go({ thread: parent && parent.status !== "deleted" ? parent.thread_id : "" });
   list.load();
 }
 
 const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
 
 /** A call for a shell. A token is not part of it: it is taken from the environment. */
-function curlOf(method, path, body) {
+function curlOf(path, body) {
+  const url = quoted(new URL(path, BASE).href);
   const allow = token === null ? "" : ' -H "authorization: Bearer $SIDECAR_TOKEN"';
-  return `curl -N -X ${method} ${quoted(new URL(path, BASE).href)} -H 'content-type: application/json'${allow} -d ${quoted(JSON.stringify(body))}`;
+  return `curl -N ${url} -H 'content-type: application/json'${allow} -d ${quoted(JSON.stringify(body))}`;
 }
 
 async function copy(text) {
@@ -1393,7 +1537,8 @@ async function copy(text) {
     await navigator.clipboard.writeText(text);
     main.told("Copied.");
   } catch {
-    await ask({ title: "Copy this", fields: [h("textarea", { rows: 6, readOnly: true, value: text, "aria-label": "Text to copy" })], yes: "Done" });
+    const field = h("textarea", { rows: 6, readOnly: true, value: text, "aria-label": "Text to copy" });
+    await ask({ title: "Copy this", fields: [field], yes: "Done" });
   }
 }
 
@@ -1407,7 +1552,8 @@ async function* allMessages(key) {
 
 async function exportAs(key, kind) {
   const parts = kind === "md" ? [`# ${main.title.textContent}\n\n`] : [];
-  for await (const message of allMessages(key)) parts.push(kind === "md" ? markdown(message) : `${JSON.stringify(message)}\n`);
+  const write = kind === "md" ? markdown : (message) => `${JSON.stringify(message)}\n`;
+  for await (const message of allMessages(key)) parts.push(write(message));
   const file = URL.createObjectURL(new Blob(parts, { type: kind === "md" ? "text/markdown" : "application/jsonl" }));
   h("a", { href: file, download: `${key.thread_id.replace(/[^\w.-]+/g, "_").slice(0, 100)}.${kind}` }).click();
   setTimeout(() => URL.revokeObjectURL(file), 60_000);
@@ -1418,14 +1564,17 @@ function markdown(message) {
     const fence = "`".repeat(Math.max(3, ...[...text.matchAll(/`+/g)].map((run) => run[0].length + 1)));
     return `${fence}${language}\n${text}\n${fence}`;
   };
+  const json = (value) => JSON.stringify(value, null, 2);
   const parts = blocksOf(message).map((block) => {
-    if (block.type === "text") return block.text;
-    if (block.type === "thinking") return block.thinking.replace(/^/gm, "> ");
-    if (block.type === "tool_use") return `**${block.name}**\n\n${fenced(JSON.stringify(block.input, null, 2), "json")}`;
-    if (block.type === "tool_result") return fenced(typeof block.content === "string" ? block.content : JSON.stringify(block.content, null, 2));
-    return `[${block.type}]`;
+    const { type, content } = block;
+    if (type === "text") return block.text;
+    if (type === "thinking") return block.thinking.replace(/^/gm, "> ");
+    if (type === "tool_use") return `**${block.name}**\n\n${fenced(json(block.input), "json")}`;
+    if (type === "tool_result") return fenced(typeof content === "string" ? content : json(content));
+    return `[${type}]`;
   });
-  const who = holdsResults(message) ? "Result" : message.synthetic ? "Claude Code" : message.type === "user" ? "You" : "Claude";
+  const said = message.type === "user" ? "You" : "Claude";
+  const who = holdsResults(message) ? "Result" : message.synthetic ? "Claude Code" : said;
   return `## ${who}\n\n${parts.join("\n\n")}\n\n`;
 }
 
@@ -1459,7 +1608,7 @@ async function show(how = {}) {
   if (where().compare !== (before.compare ?? "") || now.compare) await compare();
 }
 
-const freshName = () => `chat-${new Date().toISOString().slice(5, 16).replace(/\D/g, "")}${Math.floor(Math.random() * 90 + 10)}`;
+const freshName = () => `chat-${Date.now().toString(36)}`;
 
 function fold(open = false) {
   document.body.classList.toggle("side-open", open);
