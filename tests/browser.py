@@ -11,14 +11,14 @@ from playwright.async_api import Browser, BrowserContext, Page, async_playwright
 CHROMIUM = shutil.which("chromium-headless-shell") or shutil.which("chromium")
 INSTALL = "apt-get install --no-install-recommends chromium-headless-shell"
 SECONDS = 20
-_OPTIONS = (
+OPTIONS = [
     "--no-sandbox",
     "--disable-gpu",
     "--no-first-run",
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
-)
+]
 # What the policy has refused, and what would have been run of somebody's message.
 _WATCH = """
 window.refused = [];
@@ -69,7 +69,7 @@ class Tabs:
 async def _browser() -> AsyncIterator[Browser]:
     program = need_browser()
     async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=program, args=list(_OPTIONS))
+        browser = await playwright.chromium.launch(executable_path=program, args=OPTIONS)
         yield browser
         await browser.close()
 

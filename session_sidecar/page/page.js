@@ -7,7 +7,7 @@ const BASE = new URL("..", import.meta.url); // of the API: it may be mounted be
 const GONE = "The connection was lost for too long to follow this answer. What is here is what the transcript has.";
 const LOST = "The transcript of this thread was lost: a new session has begun in its place.";
 const PAGE = 50; // messages at a time, the last ones first
-const SILENCE = 12_000; // ms: pings come every few seconds, so that is a dead connection
+const SILENCE = 20_000; // ms: pings come every few seconds, so that is a dead connection
 const MOST_RAW = 1000; // events kept to look at
 const STRANGER = "me"; // the resource of whoever has none yet
 const NAMES = ["resource", "thread", "compare", "q"];
@@ -364,7 +364,7 @@ class Pane {
     // `before` is how many messages are not here yet, and `next` where to read on; `items` has the elements.
     Object.assign(this, { messages: [], items: new Map(), before: 0, next: null, loading: null });
     Object.assign(this, { inherited: null, forks: new Map(), line: [] });
-    Object.assign(this, { running: false, calls: new Map(), drafts: [], events: [], bill: null });
+    Object.assign(this, { running: false, begun: null, calls: new Map(), drafts: [], events: [], bill: null });
     for (const node of [this.log, this.ends, this.form, this.raw, this.tools, this.facts]) node.replaceChildren();
     this.drawer.hidden = true;
     this.earlier.hidden = true;
@@ -705,6 +705,7 @@ class Pane {
       const stream = { prompt: body.message };
       const at = body.from_thread_id === this.thread ? this.position(body.at_message_id) - this.before + 1 : 0;
       if (at > 0) stream.inherited = [this.messages.slice(0, at), this.before, this.next];
+      this.begun = { thread_id: body.thread_id, resource_id: body.resource_id };
       this.busy(true);
       this.told("Waiting for the first word…");
       stream.events = follow("POST", path, { body, signal: leaving.signal, told: (text) => stream.told?.(text) });
@@ -713,6 +714,7 @@ class Pane {
         first = await stream.events.next();
       } finally {
         pending?.remove();
+        this.begun = null;
         if (!signal.aborted) this.busy(false);
         if (!signal.aborted) this.told("");
       }
@@ -791,7 +793,6 @@ class Pane {
       const prompted = { uuid: data.turn_id, type: "user", message: { content: prompt }, timestamp: now };
       if (prompt && data.origin === "message") this.add(prompted);
       if (data.outcome === "restarted") this.aside(LOST);
-      if (data.model === "offline") $("feed").title = "Answers come from the built-in stand-in for the model";
     } else if (name === "stream_event" && !aside) this.takeDelta(data.event);
     else if (name === "assistant" && !aside) {
       this.drafts.shift()?.node.remove();
@@ -856,7 +857,8 @@ class Pane {
   }
 
   stop() {
-    if (this.running && this.key) this.attempt(() => call("POST", "v1/chat/interrupt", { body: this.key }));
+    const body = this.begun ?? this.key;
+    if (this.running && body) this.attempt(() => call("POST", "v1/chat/interrupt", { body }));
   }
 
   // Forks
@@ -1658,3 +1660,7 @@ addEventListener("keydown", (event) => {
 $("panes").append(main.node);
 keepToken(token);
 show();
+call("GET", "version").then(
+  ({ model }) => ($("model").hidden = model !== "offline"),
+  () => {}, // whoever may not call hears so of the list
+);
