@@ -21,7 +21,7 @@ PLAN = """Three things before you book:
 1. **When.** May and October are mild; August is full.
 2. **Where.** Stay near a metro station: the hills are steeper than the map says.
 3. **How.** The train from the airport takes 20 minutes."""
-BY_TRAIN = """By train it takes a day, and one night of it is slept through:
+BY_TRAIN = """By train it takes a day:
 
 - Leave in the morning, change in Hendaye.
 - The last stretch follows the coast. Sit on the **left**.
