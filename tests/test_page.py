@@ -144,13 +144,17 @@ async def test_a_fork_at_any_message_without_a_prompt_calls_no_model(
 
 
 async def test_a_fork_with_a_prompt_streams_its_answer_below_what_it_has_inherited(
-    ui: Open, sidecar: Sidecar, original: str, thread: str
+    ui: Open, sidecar: Sidecar, original: str, thread: str, model: FaultyModel
 ) -> None:
+    model.script(hold(3))
     page = await ui(sidecar, original)
     await page.press("Fork before", page.prompts.nth(1))
     await page.form.get_by_label("Message").fill("I like coffee")
     await page.form.get_by_label("New thread").fill(thread)
     await page.press("Fork", page.form)
+    await expect(page.pane.locator(".draft")).to_contain_text("You have said")
+    await expect(page.prompts).to_have_text([re.compile("My name is Ada"), re.compile("I like coffee")])
+    model.release()
     await page.answered("You have said 2 things. First: My name is Ada; last: I like coffee")
     await expect(page.said).to_have_count(4)
     await expect(page.prompts).to_have_text([re.compile("My name is Ada"), re.compile("I like coffee")])
