@@ -740,10 +740,13 @@ async def test_at_375_pixels_nothing_is_cut_off_and_every_text_has_contrast(
     await expect(page.page.locator("#side")).to_be_hidden()
 
 
-WIDER_THAN_THE_SCREEN = """() => [...document.querySelectorAll("body *")]
-  .filter((one) => one.checkVisibility() && !one.closest("pre, .skip"))
-  .filter((one) => one.getBoundingClientRect().right > innerWidth + 1)
-  .map((one) => one.outerHTML.slice(0, 200))"""
+WIDER_THAN_THE_SCREEN = """() => {
+  const scrolls = (one) => getComputedStyle(one).overflowX === "auto" && one.scrollWidth > one.clientWidth;
+  return [...document.querySelectorAll("body *")]
+    .filter((one) => one.checkVisibility() && !one.closest("pre, .skip, textarea"))
+    .filter((one) => one.getBoundingClientRect().right > innerWidth + 1 || scrolls(one))
+    .map((one) => one.outerHTML.slice(0, 200));
+}"""
 
 # The contrast of each text that is seen, by WCAG 2: https://www.w3.org/TR/WCAG22/#dfn-contrast-ratio
 TOO_FAINT = """() => {
