@@ -555,8 +555,8 @@ def readable(home: Path) -> list[Path]:
 
     def holds_any(file: Path) -> bool:
         try:
-            return any(part in file.read_bytes() for part in PIECES)
-        except (FileNotFoundError, IsADirectoryError):  # no file, or one that its CLI has just removed
+            return file.is_file() and any(part in file.read_bytes() for part in PIECES)
+        except FileNotFoundError:  # its CLI has just removed it
             return False
 
     return [file for file in home.rglob("*") if holds_any(file)]
