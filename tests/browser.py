@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from playwright.async_api import Browser, BrowserContext, Page, async_playwright, expect
 
-CHROMIUM = shutil.which("chromium-headless-shell") or shutil.which("chromium")
+_NAMES = ("chromium-headless-shell", "chromium", "google-chrome")
+CHROMIUM = next(filter(None, map(shutil.which, _NAMES)), None)
 INSTALL = "apt-get install --no-install-recommends chromium-headless-shell"
 SECONDS = 20
 OPTIONS = [
