@@ -572,7 +572,7 @@ async def test_a_sidecar_that_was_restarted_in_mid_answer_is_found_again(
         between.target = str(sidecar.http.base_url)
         await expect(page.pane.locator(".log .aside")).to_contain_text("What is here is what the transcript has.")
         await page.send("Are you there?")
-        await page.answered("last: Are you there?")
+        await page.answered("Are you there?")
 
 
 async def test_what_is_refused_is_said_with_what_to_do_and_nothing_that_was_written_is_lost(

@@ -763,6 +763,13 @@ class Pane {
     await this.reconcile(signal);
   }
 
+  /** Something may have been said elsewhere. */
+  async catchUp() {
+    const { signal } = this.leaving;
+    await this.opening;
+    if (this.session && !this.running && !signal.aborted) await this.reconcile(signal);
+  }
+
   /** What the transcript has by now, if there is something that the stream did not say; drafts are over. */
   async reconcile(signal) {
     const page = await lastMessages(this.key, signal).catch(() => null);
@@ -1473,7 +1480,7 @@ function happened(event) {
     for (const pane of [main, beside]) {
       if (!here || pane.thread !== event.thread_id || pane.running) continue;
       if (event.type === "turn_started") pane.rejoin();
-      else pane.reconcile(pane.leaving.signal);
+      else pane.catchUp();
     }
     return;
   }
@@ -1483,7 +1490,7 @@ function happened(event) {
   if (event.type === "titled") for (const pane of panes) pane.refresh();
   if (event.type === "deleted" && panes.includes(main)) main.told("This thread was deleted.");
   if (event.type === "deleted" && here && event.thread_id === other) go({ compare: "" });
-  if (event.type === "reset" && main.key && !main.running) main.reconcile(main.leaving.signal);
+  if (event.type === "reset") main.catchUp();
 }
 
 // 11. Questions, copies, files.
