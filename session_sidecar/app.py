@@ -39,6 +39,7 @@ from session_sidecar.sessions.retention import retention
 from session_sidecar.settings import ENV_PREFIX, Settings, SettingsError
 from session_sidecar.turns.ending import Afterwards
 from session_sidecar.turns.exclusion import Exclusion
+from session_sidecar.turns.feed import Feed
 from session_sidecar.turns.keys import Keys
 from session_sidecar.turns.plan import Planner
 from session_sidecar.turns.processes import Processes
@@ -100,6 +101,7 @@ def create_app(settings: Settings) -> Starlette:
                 },
                 launcher=guarded_cli(settings.home.absolute()),
             )
+            feed = Feed()
             turns = make_turns(
                 settings,
                 session_map,
@@ -107,6 +109,7 @@ def create_app(settings: Settings) -> Starlette:
                 transcripts,
                 agents=agents,
                 metrics=metrics,
+                feed=feed,
                 model="offline" if offline else "live",
             )
             metrics.watch(lambda: turns.load)
@@ -114,10 +117,12 @@ def create_app(settings: Settings) -> Starlette:
             stack.push_async_callback(turns.close)
             stack.push_async_callback(readers.close)  # first: no turn's end waits for a long fork
             stack.enter_context(on_shutdown_signal(turns.stop_all))
+            stack.enter_context(on_shutdown_signal(feed.close))
             peers = None
-            if settings.replica_secret:
-                peers = await stack.enter_async_context(Peers(settings.replica_secret))
+            if secret := settings.replica_secret:
+                peers = await stack.enter_async_context(Peers(secret, ping_seconds=settings.ping_seconds))
                 stack.enter_context(on_shutdown_signal(peers.hang_up))
+                await stack.enter_async_context(_hearing(tenancy, peers, feed, settings))
             reading = Reading(session_map, tenancy, history, turns)
             changes = Changes(
                 session_map=session_map,
@@ -127,16 +132,19 @@ def create_app(settings: Settings) -> Starlette:
                 reading=reading,
                 turns=turns,
                 peers=peers,
+                feed=feed,
                 settings=settings,
             )
-            await stack.enter_async_context(retention(session_map, changes, settings))
+            await stack.enter_async_context(retention(session_map, reading, changes, settings))
             await stack.enter_async_context(access.watching())
             turns.prepare()
             # What is loaded by now lives as long as the process; each full collection would walk it, for up to 0.1 s.
             gc.collect()
             gc.freeze()
             bodies = Bodies(settings.max_message_bytes)
-            app.state.services = Services(settings, access, turns, reading, changes, bodies, metrics, tenancy, peers)
+            app.state.services = Services(
+                settings, access, turns, reading, changes, bodies, metrics, tenancy, peers, feed
+            )
             yield {"services": app.state.services}  # for the server's connections
 
     return Starlette(
@@ -145,6 +153,17 @@ def create_app(settings: Settings) -> Starlette:
         middleware=[Middleware(Front, access=access), *_cors(access)],
         exception_handlers=HANDLERS,
     )
+
+
+def _hearing(
+    tenancy: Tenancy, peers: Peers, feed: Feed, settings: Settings
+) -> contextlib.AbstractAsyncContextManager[None]:
+    """What lets the feed tell of the threads that other replicas have, where there may be others."""
+    if settings.database is None:
+        return contextlib.nullcontext()
+    from session_sidecar.replicas.listening import Listening  # noqa: PLC0415
+
+    return Listening(tenancy.others, peers, feed, lease_seconds=settings.lease_seconds).listening()
 
 
 def _cors(access: Access) -> list[Middleware]:
@@ -170,6 +189,7 @@ def make_turns(
     *,
     agents: Agents,
     metrics: Metrics,
+    feed: Feed,
     model: Literal["live", "offline"],
 ) -> Turns:
     """The turns of a sidecar, with what each of them passes through."""
@@ -182,7 +202,10 @@ def make_turns(
     pool = ProcessPool(warm=settings.most_warm_sessions, idle_seconds=idle_seconds, work_seconds=settings.turn_seconds)
     spares = Spares(starts, most=settings.spare_processes, idle_seconds=idle_seconds, make=maker(agents))
     exclusion, processes = Exclusion(queue_turns=settings.queue_turns), Processes(agents, starts, pool, spares)
-    replay, planner = Replay(settings), Planner(session_map, tenancy, transcripts, exclusion, processes.settled)
+    replay, planner = (
+        Replay(settings),
+        Planner(session_map, tenancy, transcripts, exclusion, processes.settled, feed=feed),
+    )
     story = Story(
         session_map=session_map,
         tenancy=tenancy,
@@ -191,7 +214,8 @@ def make_turns(
         keys=Keys(session_map.turn_keys, tenancy, settings),
         planner=planner,
         processes=processes,
-        afterwards=Afterwards(session_map, transcripts),
+        afterwards=Afterwards(session_map, transcripts, feed),
+        feed=feed,
         settings=settings,
         metrics=metrics,
         model=model,
@@ -215,5 +239,6 @@ def make_turns(
             pool=pool,
             exclusion=exclusion,
         ),
+        feed=feed,
         settings=settings,
     )

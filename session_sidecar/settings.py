@@ -2,7 +2,9 @@
 
 import contextlib
 import difflib
+import math
 import os
+import unicodedata
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -14,6 +16,7 @@ ENV_PREFIX = "SIDECAR_"
 _MOST_WARM = 32
 _CLI_BYTES = 130 * 2**20  # what a connected CLI takes of its own, and some
 _SECRET_CHARS = 16
+_MOST_DAYS = 36_500
 _POSTGRES = ("postgresql://", "postgres://")
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 CLIENT_VARIABLES = {"SIDECAR_URL", "SIDECAR_TOKEN"}  # where the command line finds a sidecar; none of the server's
@@ -95,7 +98,10 @@ class Settings(BaseModel):
     )
     send_seconds: float = Field(30, gt=0, description="a reader that takes nothing for so long is dropped")
     retention_days: float | None = Field(
-        None, gt=0, le=36_500, description="mappings that nobody used for so many days are removed; by default none is"
+        None,
+        gt=0,
+        le=_MOST_DAYS,
+        description="mappings that nobody used for so many days are removed; by default none is",
     )
     retention_transcripts: Literal["keep", "delete"] = Field(
         "keep", description="what becomes of their transcripts; deleted ones are gone for good"
@@ -103,6 +109,9 @@ class Settings(BaseModel):
     ping_seconds: float = Field(3, gt=0, description="seconds between comment pings on a stream")
     stream_init: Literal["show", "hide"] = Field(
         "show", description="`hide`: leave `system/init`, which names paths of this machine, out of streams"
+    )
+    retention_tags: str = Field(
+        "", description="days of their own for threads of a tag, between commas: checkpoint:90,pinned:never"
     )
 
     @classmethod
@@ -173,6 +182,17 @@ class Settings(BaseModel):
         if value is not None and (urlsplit(value).scheme not in {"http", "https"} or not urlsplit(value).hostname):
             raise ValueError(f"{value!r} is no URL; one is like http://10.0.0.3:8000")
         return value
+
+    @field_validator("retention_tags")
+    @classmethod
+    def _retention_tags(cls, value: str) -> str:
+        _days_of_tags(value)
+        return value
+
+    @property
+    def days_of_tags(self) -> dict[str, float | None]:
+        """For how many days an unused thread of a tag is kept; None is for ever."""
+        return _days_of_tags(self.retention_tags)
 
     @property
     def served_hosts(self) -> frozenset[str]:
@@ -247,6 +267,26 @@ class Settings(BaseModel):
 
 def _split(names: str) -> list[str]:
     return [name.strip() for name in names.split(",") if name.strip()]
+
+
+def _days_of_tags(text: str) -> dict[str, float | None]:
+    """What `SIDECAR_RETENTION_TAGS` says. Raises ValueError."""
+    found: dict[str, float | None] = {}
+    for part in _split(text):
+        tag, colon, term = part.partition(":")
+        tag = unicodedata.normalize("NFKC", tag).strip()  # as the SDK writes tags
+        days = math.inf
+        with contextlib.suppress(ValueError):
+            days = float(term)
+        if not tag or not colon or not (term.strip() == "never" or 0 < days <= _MOST_DAYS):
+            raise ValueError(
+                f"{part!r} is no tag with its days; one is like checkpoint:90 or pinned:never (up to {_MOST_DAYS} "
+                "days), and a tag with a colon or a comma cannot be named"
+            )
+        if tag in found:
+            raise ValueError(f"{tag!r} is there twice")
+        found[tag] = None if term.strip() == "never" else days
+    return found
 
 
 def _no_such(name: str, names: Iterable[str]) -> str:

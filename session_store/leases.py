@@ -117,6 +117,10 @@ class Leases(Protocol):
         """Note where this replica can be reached by the others."""
         ...
 
+    async def others(self) -> list[str]:
+        """Where other replicas have said that they can be reached, those that are gone for good among them."""
+        ...
+
 
 def boot_time() -> float:
     """Seconds since this machine was started; it goes on while the machine sleeps."""

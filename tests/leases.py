@@ -108,6 +108,11 @@ class LeasesInMemory:
         """See Leases."""
         self._shared.urls[self.replica_id] = url
 
+    async def others(self) -> list[str]:
+        """See Leases."""
+        ours = self._shared.urls.get(self.replica_id)
+        return list({url for url in self._shared.urls.values() if url not in (None, ours)})
+
     async def add(self, key: ThreadKey, sdk_session_id: str) -> SessionMapping:
         """See SessionMap."""
         if key in self._shared.rows:

@@ -329,6 +329,18 @@ class Sidecar:
         return found
 
 
+@contextlib.asynccontextmanager
+async def followed(
+    sidecar: Sidecar, *, after: str | None = None, headers: Mapping[str, str] | None = None, **query: str
+) -> AsyncIterator[Stream]:
+    """`GET /v1/events` as a stream, of the resource that the query names."""
+    sent = {**(headers or {}), **({} if after is None else {"last-event-id": after})}
+    async with sidecar.http.stream("GET", "/v1/events", params=query, headers=sent) as response:
+        if response.status_code != 200:
+            await response.aread()
+        yield Stream(response)
+
+
 def chain(transcript: Path) -> list[tuple[str, str]]:
     """A transcript's conversation as (role, text), read from its last entry up; fails unless it is one single chain."""
     entries = [json.loads(line) for line in transcript.read_text().split("\n") if line]

@@ -11,7 +11,7 @@ import pytest
 
 from tests.faults import FaultyModel, hold, say, tool
 from tests.modes import COLD, in_both_modes
-from tests.server import SECONDS, Sidecar, a_moment, gone
+from tests.server import SECONDS, Sidecar, a_moment, followed, gone
 
 Make = Callable[..., Sidecar]
 
@@ -97,6 +97,21 @@ async def test_the_end_of_a_task_is_a_turn_of_its_own(
     assert any(text.startswith("<task-notification>") for _, text in said)
     if working.env["SIDECAR_WARM_SESSIONS"] != COLD["SIDECAR_WARM_SESSIONS"]:
         assert str(await working.process_of(thread)) == process
+
+
+async def test_a_turn_that_the_agent_begins_by_itself_is_told_to_who_reads_what_happens(
+    working: Sidecar, thread: str, model: FaultyModel, task: Task
+) -> None:
+    await leave_behind(working, model, thread, task)
+    async with followed(working, resource_id="alice") as stream:
+        await let_it_speak(model, task)
+        started = await stream.until("turn_started")
+        assert (await working.session(thread)).json()["status"] == "running"
+        model.release()
+        ended = await stream.until("turn_ended")
+        assert (await working.session(thread)).json()["status"] == "idle"
+    assert (started.data["origin"], ended.data["origin"]) == ("background", "background")
+    assert started.data["turn_id"] == ended.data["turn_id"]
 
 
 async def test_a_message_that_comes_while_the_task_ends_has_its_own_answer(

@@ -6,6 +6,7 @@ import copy
 import json
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -169,6 +170,13 @@ async def test_the_running_sidecar_answers_as_it_is_documented(
         await call("DELETE", "/v1/sessions", {"resource_id": "alice"})
         for path in ("/healthz", "/readyz", "/version", "/metrics", "/openapi.json", "/docs"):
             await call("GET", path, {})
+        path, query = "/v1/events", {"resource_id": "alice"}
+        request = sidecar.http.build_request("GET", path, params=query, headers={"x-request-id": "1"})
+        response = await sidecar.http.send(request, stream=True)
+        await sidecar.stop(signal.SIGTERM)  # it has no other end
+        assert "event: reset" in (await response.aread()).decode()
+        schema[path]["GET"].validate_response(response)
+        seen.add(("GET", path, response.status_code))
         assert seen == {(call.method, call.path, status) for call in CALLS for status in call.answers}
 
 

@@ -1,5 +1,6 @@
 """Whose threads a token may touch: for every call there is, and every wrong owner."""
 
+import contextlib
 import json
 import statistics
 import time
@@ -15,11 +16,18 @@ from session_sidecar.api.http import Call
 from session_sidecar.api.routes import CALLS
 from tests.faults import FaultyModel
 from tests.modes import WARM
-from tests.server import Sidecar
+from tests.server import Sidecar, Stream, followed
 
 OF_ONE = [call for call in CALLS if call.admits == "token" and "resource_id" in call.asks.model_fields]
 # Of one's own they begin a thread, list none, delete nothing, find no turn; of others they are refused all the same.
-NO_404 = {"POST /v1/chat", "GET /v1/chat", "GET /v1/sessions", "DELETE /v1/sessions", "DELETE /v1/session"}
+NO_404 = {
+    "POST /v1/chat",
+    "GET /v1/chat",
+    "GET /v1/sessions",
+    "DELETE /v1/sessions",
+    "DELETE /v1/session",
+    "GET /v1/events",
+}
 OF_NOBODY = {"/version"}  # for every token
 BODIES: dict[str, dict[str, Any]] = {
     "/v1/chat": {"message": "Hello"},
@@ -55,7 +63,16 @@ class Someone:
         return await self.request(call.method, call.path, **place)
 
     async def request(self, method: str, path: str, **more: Any) -> httpx.Response:
-        return await self._sidecar.http.request(method, path, headers=self._headers, **more)
+        client = self._sidecar.http
+        response = await client.send(client.build_request(method, path, headers=self._headers, **more), stream=True)
+        if path == "/v1/events" and response.is_success:  # it has no end
+            await response.aclose()
+        else:
+            await response.aread()
+        return response
+
+    def follow(self, **query: str) -> contextlib.AbstractAsyncContextManager[Stream]:
+        return followed(self._sidecar, headers=self._headers, **query)
 
 
 @pytest.fixture(scope="module")
@@ -185,6 +202,35 @@ async def test_a_list_that_names_nobody_is_of_ones_own(people: People) -> None:
     named = await people["both"].request("GET", "/v1/sessions", params={"resource_id": "alice"})
     assert named.json()["data"] == listed
     assert len((await people["all"].request("GET", "/v1/sessions")).json()["data"]) >= len(listed)
+
+
+async def test_what_happens_is_told_to_those_whose_threads_they_are(people: People) -> None:
+    async with (
+        people["alice"].follow() as hers,
+        people["reader"].follow(resource_id="alice") as readers,
+        people["bob"].follow() as his,
+        people["all"].follow() as everybodys,
+    ):
+        streams = (hers, readers, his, everybodys)
+        for stream in streams:
+            await stream.until("reset")
+        for title in ("Mine", "Mine again"):
+            patch = {"thread_id": "hers", "resource_id": "alice", "title": title}
+            assert (await people["alice"].request("PATCH", "/v1/session", json=patch)).status_code == 200
+        await people["all"].request(
+            "POST", "/v1/chat", json={"thread_id": "his", "resource_id": "bob", "message": "I am Bob"}
+        )
+        for stream in (his, everybodys):
+            await stream.until("turn_ended")
+        for stream in (hers, readers):
+            await stream.until("titled")
+            await stream.until("titled")
+    assert [event.name for event in hers.events] == ["reset", "titled", "titled"]
+    assert readers.events == hers.events
+    assert [event.name for event in his.events] == ["reset", "created", "turn_started", "turn_ended"]
+    assert [event.id for event in everybodys.events[1:]] == [event.id for event in hers.events[1:] + his.events[1:]]
+    several = await people["both"].request("GET", "/v1/events")
+    assert (several.status_code, several.json()["errors"][0]["field"]) == (422, "resource_id")
 
 
 async def test_only_an_unrestricted_token_adopts(people: People) -> None:

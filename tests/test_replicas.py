@@ -5,13 +5,14 @@ import json
 import os
 import signal
 from collections.abc import Coroutine
+from typing import Any
 
 import pytest
 
 from tests.faults import FaultyModel
 from tests.figures import PREFIX, families, figure, until
-from tests.replicas import SECRET, Make, get, let_go, messages, until_gone, when_free
-from tests.server import SECONDS, a_moment
+from tests.replicas import SECRET, Make, Replica, get, let_go, messages, until_gone, when_free
+from tests.server import SECONDS, a_moment, followed
 
 THREAD = {"thread_id": "t", "resource_id": "alice"}
 
@@ -352,3 +353,79 @@ async def test_only_replicas_are_let_pass_and_only_once(some_replicas: Make) -> 
             "/v1/chat", json={**THREAD, "message": "hi"}, headers={"X-Sidecar-Forwarded": SECRET}
         )
         assert (once.status_code, once.json()["code"]) == (503, "replica_unreachable")
+
+
+# What happens elsewhere
+
+
+async def test_a_reader_on_one_replica_is_told_what_happens_on_all(some_replicas: Make, model: FaultyModel) -> None:
+    async with some_replicas(2) as (one, other), followed(one, resource_id="alice") as stream:
+        await stream.until("reset")
+        await stream.until("reset")  # the other one is heard
+        async with other.stream("t", "[[hold 1]]") as turn:
+            assert (await stream.until("created")).data["thread_id"] == "t"
+            started = await stream.until("turn_started")
+            assert (await get(one, "/v1/session", "t", metadata="false")).json()["status"] == "running"
+            await turn.until_text()
+            model.release()
+            await turn.rest()
+        ended = await stream.until("turn_ended")
+        assert ended.data["turn_id"] == started.data["turn_id"]
+        assert (await get(one, "/v1/session", "t", metadata="false")).json()["status"] == "idle"
+        await other.say("u", "hello", resource_id="bob")
+        await one.say("t", "hello again")
+        await stream.until("turn_ended")
+        assert (await other.http.patch("/v1/session", json={**THREAD, "title": "Mine"})).status_code == 200
+        await stream.until("titled")
+        assert (await get(one, "/v1/session", "t")).json()["status"] == "idle"
+        async with followed(other, resource_id="alice", after=started.id) as there:  # it is another feed
+            await there.until("reset")
+            await there.until("reset")
+            erased = await other.http.delete("/v1/sessions", params={"resource_id": "alice"})
+            assert erased.json()["count"] == 1
+            await stream.until("deleted")
+            await there.until("deleted")
+    names = [event.name for event in stream.events]
+    assert names == ["reset", "reset", "created", *["turn_started", "turn_ended"] * 2, "titled", "deleted"]
+    assert len({event.id.rpartition("-")[0] for event in stream.events}) == 1
+    assert [event.name for event in there.events] == ["reset", "reset", "deleted"]
+
+
+async def test_a_replica_that_is_gone_costs_a_reader_elsewhere_a_look_at_the_list_when_its_turns_are_over(
+    some_replicas: Make,
+) -> None:
+    async with some_replicas(2) as (one, other), followed(one, resource_id="alice") as stream:
+        await stream.until("reset")
+        await stream.until("reset")
+        async with other.stream("t", "[[hold 1]]") as turn:
+            await turn.until_text()
+            await stream.until("turn_started")
+            await other.kill()
+        await stream.until("reset")  # what it told last may not have come
+        await stream.until("reset")  # and by now nothing of its runs
+        assert (await get(one, "/v1/session", "t", metadata="false")).json()["status"] == "idle"
+        await other.restart()
+        await stream.until("reset")
+        await when_free(one, "t", "hello")
+        assert (await stream.until("turn_ended")).data["status"] == "completed"
+
+
+async def test_replicas_hear_each_other_only_while_somebody_reads(some_replicas: Make) -> None:
+    def heard(replica: Replica) -> list[Any]:
+        return [line for line in replica.logged("request") if line["path"] == "/v1/events"]
+
+    async with some_replicas(2) as (one, other):
+        async with followed(one) as stream:
+            await stream.until("reset")
+            await stream.until("reset")
+            await other.say("t", "hello")
+            last = await stream.until("turn_ended")
+        async with asyncio.timeout(SECONDS):
+            while not heard(other):  # it is logged at its end
+                await a_moment()
+        await other.say("t", "while nobody reads")
+        assert len(heard(one)) == 1
+        async with followed(one, after=last.id) as stream:
+            await stream.until("turn_started")
+            assert (await stream.until("turn_ended")).name == "turn_ended"
+    assert [event.name for event in stream.events] == ["turn_started", "turn_ended"]

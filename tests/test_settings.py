@@ -19,6 +19,11 @@ def test_the_environment_sets_and_an_option_comes_on_top() -> None:
     assert Settings.load(environ).database_file == Path("/data/sidecar.db")
 
 
+def test_tags_have_days_of_their_own_or_none() -> None:
+    settings = Settings.load({"SIDECAR_RETENTION_TAGS": " checkpoint : 90, on hold:1.5,pinned:never,"})
+    assert settings.days_of_tags == {"checkpoint": 90, "on hold": 1.5, "pinned": None}
+
+
 @pytest.mark.parametrize(
     ("environ", "complaint"),
     [
@@ -28,6 +33,12 @@ def test_the_environment_sets_and_an_option_comes_on_top() -> None:
         ({"SIDECAR_PROT": "9000"}, r"SIDECAR_PROT: no such setting; did you mean SIDECAR_PORT\?"),
         ({"SIDECAR_COLOUR": "red"}, "SIDECAR_COLOUR: no such setting; the README lists them all"),
         ({"SIDECAR_PING_SECONDS": "0"}, "SIDECAR_PING_SECONDS: "),
+        ({"SIDECAR_RETENTION_TAGS": "pinned"}, "SIDECAR_RETENTION_TAGS: 'pinned' is no tag with its days"),
+        ({"SIDECAR_RETENTION_TAGS": "a:b:90"}, "SIDECAR_RETENTION_TAGS: 'a:b:90' is no tag with its days"),
+        ({"SIDECAR_RETENTION_TAGS": "a:0"}, "SIDECAR_RETENTION_TAGS: "),
+        ({"SIDECAR_RETENTION_TAGS": "a:nan"}, "SIDECAR_RETENTION_TAGS: "),
+        ({"SIDECAR_RETENTION_TAGS": ":90"}, "SIDECAR_RETENTION_TAGS: "),
+        ({"SIDECAR_RETENTION_TAGS": "a:1,a:never"}, "SIDECAR_RETENTION_TAGS: 'a' is there twice"),
     ],
 )
 def test_a_wrong_setting_or_a_name_that_is_none_is_refused_by_name(environ: dict[str, str], complaint: str) -> None:

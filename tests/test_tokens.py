@@ -12,7 +12,7 @@ import pytest
 
 from session_sidecar.access.tokens import TokenFile, Tokens, make_token
 from session_sidecar.settings import SettingsError
-from tests.server import SECONDS, Sidecar, a_moment
+from tests.server import SECONDS, Sidecar, a_moment, followed
 from tests.terminal import Ended, command, shell
 
 Make = Callable[..., Sidecar]
@@ -66,9 +66,15 @@ async def test_tokens_come_and_go_while_it_runs(a_sidecar: Make, path: Path) -> 
         second = (await token(path, "new", "-r", "alice")).out.strip()
         await becomes(sidecar, second, 200)
         name = json.loads((await token(path, "list")).out.splitlines()[0])["name"]
-        assert (await token(path, "revoke", name)).code == 0
-        await becomes(sidecar, first, 401)
-        assert (await listed(sidecar, second)).status_code == 200
+        async with followed(sidecar, headers={"authorization": f"Bearer {first}"}) as stream:
+            await stream.until("reset")
+            assert (await token(path, "revoke", name)).code == 0
+            await becomes(sidecar, first, 401)
+            assert (await listed(sidecar, second)).status_code == 200
+            body = {"thread_id": "t", "resource_id": "alice", "message": "Hello there"}
+            said = await sidecar.http.post("/v1/chat", json=body, headers={"authorization": f"Bearer {second}"})
+            assert said.status_code == 200
+            assert [event.name for event in await stream.rest()] == ["reset"]  # it ends, and nothing more is told
         path.write_text("damaged\n")
         await sidecar.until_logged(f"SIDECAR_TOKENS_FILE: line 1 of {path} is none that `session-sidecar token new` "
                                    "writes; the tokens stay as they were")  # fmt: skip

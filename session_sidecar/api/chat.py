@@ -1,26 +1,23 @@
 """`/v1/chat`: run a turn, rejoin it, stop it, branch a thread."""
 
-import asyncio
 import contextlib
 from dataclasses import replace
 from typing import Any, Literal, cast
 
-from sse_starlette import EventSourceResponse, ServerSentEvent
-from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
-from session_sidecar.api.frames import Position, native, position
+from session_sidecar.api.frames import Position, native
 from session_sidecar.api.http import Incoming, Json, unless_gone
 from session_sidecar.api.models import answers
 from session_sidecar.api.models.answers import session_object
 from session_sidecar.api.models.events import TurnSession
 from session_sidecar.api.models.requests import ChatRequest, ForkRequest, Thread
 from session_sidecar.api.models.texts import MAX_ID_CHARS
+from session_sidecar.api.streams import in_pieces, last_event_id, stream
 from session_sidecar.errors import InvalidRequest
 from session_sidecar.observe.tracing import as_the_caller_says
 from session_sidecar.sessions.reading import Session
-from session_sidecar.turns.events import CHUNK_BYTES
 from session_sidecar.turns.turn import Turn, TurnRequest
 
 
@@ -37,7 +34,7 @@ async def rejoin(call: Incoming[Thread]) -> Response:
 
     204 where there is none, and where nothing is left of it.
     """
-    at = _last_event_id(call.request)
+    at = last_event_id(call.request)
     turn = await call.services.turns.rejoin(call.asked.key, at.turn_id if at else None)
     return Response(status_code=204) if turn is None else _from(call, turn, at)
 
@@ -68,7 +65,7 @@ async def _begin(call: Incoming[Any], turn: TurnRequest) -> Response:
     if key is not None and not (1 <= len(key) <= MAX_ID_CHARS and key.isascii() and key.isprintable()):
         message = f"must be 1 to {MAX_ID_CHARS} printable ASCII characters"
         raise InvalidRequest("Nothing was started. See `errors`.", [{"field": "Idempotency-Key", "message": message}])
-    at = _last_event_id(call.request)
+    at = last_event_id(call.request)
     request = replace(turn, idempotency_key=key, request_id=call.request.state.request_id)
     if at is not None:
         return _from(call, await call.services.turns.again(request, at.turn_id), at)
@@ -110,17 +107,9 @@ class TurnResponse(Response):
                 return
             turn.log.check(self._after)
             with contextlib.suppress(TimeoutError):  # a reader that takes nothing is dropped; it may rejoin
-                await self._stream()(scope, receive, _in_pieces(send, self._settings.send_seconds))
-
-    def _stream(self) -> EventSourceResponse:
-        return EventSourceResponse(
-            native(self._turn.log, self._after, self._turn.id),
-            sep="\n",
-            headers={"Cache-Control": "no-store, no-transform"},
-            ping=self._settings.ping_seconds,
-            ping_message_factory=lambda: ServerSentEvent(comment="ping", sep="\n"),
-            shutdown_grace_period=self._settings.shutdown_seconds,
-        )
+                frames = native(turn.log, self._after, turn.id)
+                answer = stream(frames, self._settings, grace_seconds=self._settings.shutdown_seconds)
+                await answer(scope, receive, in_pieces(send, self._settings.send_seconds))
 
 
 def _answer(turn: Turn) -> Response:
@@ -138,35 +127,7 @@ def _answer(turn: Turn) -> Response:
     return Json(answer)
 
 
-def _in_pieces(send: Send, seconds: float) -> Send:
-    """`send`, with a large event cut up: what the server holds for a slow reader is a piece of it, not all.
-
-    Raises TimeoutError where a piece is not taken within so many seconds.
-    """
-    one = asyncio.Lock()  # or a ping would go out in the middle of an event
-
-    async def send_pieces(message: Message) -> None:
-        body = message.get("body", b"")
-        last = max(len(body) - 1, 0) // CHUNK_BYTES * CHUNK_BYTES
-        async with one:
-            for start in range(0, last, CHUNK_BYTES):
-                async with asyncio.timeout(seconds):
-                    await send({**message, "body": body[start : start + CHUNK_BYTES], "more_body": True})
-            async with asyncio.timeout(seconds):
-                await send({**message, "body": body[last:]} if last else message)
-
-    return send_pieces
-
-
 def wants_json(accept: str) -> bool:
     """Whether an Accept header asks for one JSON answer; anything else gets the stream."""
     ranges = [part.partition(";")[0].strip().lower() for part in accept.split(",")]
     return "application/json" in ranges and "text/event-stream" not in ranges
-
-
-def _last_event_id(request: Request) -> Position | None:
-    text = request.headers.get("last-event-id")
-    try:
-        return position(text) if text else None
-    except ValueError as error:
-        raise InvalidRequest("See `errors`.", [{"field": "Last-Event-ID", "message": str(error)}]) from None

@@ -9,13 +9,13 @@ from typing import NamedTuple
 
 from session_sidecar.turns.events import CHUNK_BYTES, EventLog
 
-_FRAME = b"id: %b-%d\nevent: %b\ndata: %b\n\n"
+FRAME = b"id: %b-%d\nevent: %b\ndata: %b\n\n"
 EVENT_ID = r"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})-([0-9]{1,15})"
 _ID = re.compile(EVENT_ID)
 
 
 class Position(NamedTuple):
-    """Behind which event of which turn a reader goes on."""
+    """Behind which event of which turn, or of which feed, a reader goes on."""
 
     turn_id: str
     number: int
@@ -25,7 +25,7 @@ def position(event_id: str) -> Position:
     """What an `id:` of the sidecar's says. Raises ValueError for any other text."""
     found = _ID.fullmatch(event_id)
     if found is None:
-        raise ValueError("must be the id of an event: it names the turn, and the event's number in it")
+        raise ValueError("must be the id of an event: it names the turn or the feed, and the event's number in it")
     return Position(found[1], int(found[2]))
 
 
@@ -40,4 +40,4 @@ async def native(log: EventLog, after: int, turn_id: str) -> AsyncIterator[bytes
             yield data
             yield b"\n\n"
         else:
-            yield b"".join([_FRAME % (name, number, kind.encode(), data) for number, kind, data in events])
+            yield b"".join([FRAME % (name, number, kind.encode(), data) for number, kind, data in events])

@@ -21,6 +21,7 @@ from session_sidecar.replicas.tenancy import Tenancy
 from session_sidecar.sessions.changes import Changes
 from session_sidecar.sessions.reading import Reading
 from session_sidecar.settings import Settings
+from session_sidecar.turns.feed import Feed
 from session_sidecar.turns.turns import Turns
 
 M = TypeVar("M", bound=BaseModel)
@@ -40,6 +41,7 @@ class Services:
     metrics: Metrics
     tenancy: Tenancy
     peers: Peers | None  # None: there are no other replicas, or this one knows no secret of theirs
+    feed: Feed
 
 
 class Incoming(Generic[M]):

@@ -13,9 +13,9 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 
 from session_sidecar import __version__
 from session_sidecar.api.http import Call, Nothing
-from session_sidecar.api.models import answers, events
+from session_sidecar.api.models import answers, events, feed
 from session_sidecar.api.models.answers import Json
-from session_sidecar.api.models.components import EXAMPLE, HEADERS, PARAMETERS, STREAMS
+from session_sidecar.api.models.components import EXAMPLE, FEED_EXAMPLE, HEADERS, PARAMETERS, STREAMS
 from session_sidecar.api.problems import OF_NO_CALL, problems_of, title
 from session_sidecar.errors import SidecarError
 
@@ -31,8 +31,10 @@ _MEDIA: dict[Any, tuple[str, ...]] = {
     answers.TurnAnswer: ("text/event-stream", "application/json"),  # by what the caller accepts
     answers.Html: ("text/html",),
     answers.Figures: ("text/plain",),
+    feed.Feed: ("text/event-stream",),
 }
-_OF_STREAMS = (events.SessionEvent, events.SdkMessage, events.EndEvent)
+_EVENTS = {answers.TurnAnswer: ("ServerSentEvent", EXAMPLE), feed.Feed: ("FeedEvent", FEED_EXAMPLE)}
+_OF_STREAMS = (events.SessionEvent, events.SdkMessage, events.EndEvent, *feed.EVENTS.values())
 _MAY_COME_AGAIN = (409, 429, 502, 503, 507)
 
 
@@ -147,8 +149,10 @@ def _parameter(name: str, schema: Json, *, required: bool) -> Json:
 
 def _header_parameters(call: Call[Any]) -> list[Json]:
     names = ["X-Request-Id"]
-    if answers.TurnAnswer in call.answers.values():
-        names += ["Idempotency-Key", "Last-Event-ID"] if call.has_body else ["Last-Event-ID"]
+    if answers.TurnAnswer in call.answers.values() and call.has_body:
+        names.append("Idempotency-Key")
+    if not _EVENTS.keys().isdisjoint(call.answers.values()):
+        names.append("Last-Event-ID")
     return [_ref("parameters", name) for name in names]
 
 
@@ -159,10 +163,8 @@ def _answer(call: Call[Any], status: int, schemas: _Schemas) -> Json:
         media = _MEDIA.get(shape, ("application/json",))
         response["content"] = {kind: {"schema": schemas.of(shape)} for kind in media}
         if "text/event-stream" in media:
-            response["content"]["text/event-stream"] = {
-                "schema": _ref("schemas", "ServerSentEvent"),
-                "example": EXAMPLE,
-            }
+            name, example = _EVENTS[shape]
+            response["content"]["text/event-stream"] = {"schema": _ref("schemas", name), "example": example}
             response["headers"] |= _headers("Cache-Control", "X-Accel-Buffering")
     return response
 

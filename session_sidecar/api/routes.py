@@ -6,10 +6,11 @@ The README's table is held to this one by a test, and so are the router and the 
 from typing import Any
 
 from session_sidecar import errors
-from session_sidecar.api import chat, health, sessions
+from session_sidecar.api import chat, feed, health, sessions
 from session_sidecar.api.docs import Docs
 from session_sidecar.api.http import Call, Nothing
 from session_sidecar.api.models import answers, requests
+from session_sidecar.api.models import feed as feeds
 
 # What a call that looks into transcripts may say, and what of those of one session.
 _TRANSCRIPTS = (errors.TranscriptsUnavailable, errors.ShuttingDown, errors.KeyMissing, errors.SealBroken)
@@ -156,6 +157,7 @@ CALLS: tuple[Call[Any], ...] = (
         (errors.SessionNotFound, *_TRANSCRIPTS),
         is_reading=True,
     ),
+    Call("GET", "/v1/events", feed.follow_events, feeds.EventsQuery, {200: feeds.Feed}),
     Call("GET", "/healthz", health.healthz, Nothing, {200: answers.Health}, admits="anybody"),
     Call(
         "GET",

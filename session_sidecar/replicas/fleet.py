@@ -140,6 +140,10 @@ class Fleet:
         holders = await self.leases.holders(keys) if keys else {}
         return {key for key, holder in holders.items() if holder.live and self._is_another(holder)}
 
+    async def others(self) -> list[str]:
+        """See Tenancy."""
+        return await self.leases.others()
+
     async def elsewhere(self, key: ThreadKey) -> HeldElsewhere | None:
         """See Tenancy."""
         holder = (await self.leases.holders([key])).get(key)

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from typing import Any
 
 import httpx2
@@ -13,6 +13,7 @@ from session_store import ThreadKey
 FORWARDED = "X-Sidecar-Forwarded"
 """The header that says that a replica asks, by the secret; what has it is not forwarded again."""
 
+MISSED_PINGS = 4  # after which another replica is taken for gone
 _CONNECT_SECONDS = 2.0
 _CALL_SECONDS = 30.0  # for a change that is answered once: turns are stopped before it
 
@@ -20,7 +21,9 @@ _CALL_SECONDS = 30.0  # for a change that is answered once: turns are stopped be
 class Peers:
     """Calls to other replicas. Use it as a context."""
 
-    def __init__(self, secret: str) -> None:
+    def __init__(self, secret: str, *, ping_seconds: float) -> None:
+        """`ping_seconds` is how often the others say that they are there, on a stream."""
+        self._silent_seconds = MISSED_PINGS * ping_seconds
         # How long a turn is silent is its own affair; whether its replica lives, its lease tells.
         timeout = httpx2.Timeout(None, connect=_CONNECT_SECONDS)
         limits = httpx2.Limits(max_connections=None, max_keepalive_connections=20)
@@ -59,6 +62,18 @@ class Peers:
             raise there.again() from None
         except httpx2.HTTPError:
             raise cut_off(there, method) from None
+
+    async def events(self, url: str, after: str | None) -> AsyncGenerator[httpx2.ServerSentEvent, None]:
+        """What happens to the threads that another replica has, from behind an event of its feed, until that ends.
+
+        Raises HTTPError if it cannot be reached, breaks off, or is silent for too long.
+        """
+        headers = {} if after is None else {"Last-Event-ID": after}
+        timeout = httpx2.Timeout(self._silent_seconds, connect=_CONNECT_SECONDS)
+        async with self._http.sse(url.rstrip("/") + "/v1/events", headers=headers, timeout=timeout) as source:
+            source.response.raise_for_status()
+            async for event in source:
+                yield event
 
     async def forget(self, there: HeldElsewhere, key: ThreadKey, *, transcript: bool, force: bool) -> bool:
         """Have the replica that has a thread delete it; whether it has. Raises HeldElsewhere if it cannot be asked."""

@@ -47,5 +47,9 @@ class SoleLeases:
         """See Leases. What lies here was written by nobody else, so a reader leaves what is not stored yet."""
         return {key: Holder(self.replica_id, url=None, live=False) for key in keys}
 
+    async def others(self) -> list[str]:
+        """See Leases."""
+        return []
+
     async def register(self, url: str | None) -> None:
         """See Leases."""

@@ -96,6 +96,10 @@ class Tenancy(Protocol):
         """Those of these threads that another replica has."""
         ...
 
+    async def others(self) -> list[str]:
+        """Where the other replicas are that there are, or were."""
+        ...
+
     async def elsewhere(self, key: ThreadKey) -> HeldElsewhere | None:
         """Which other replica has a thread, or had it last: what its turns have said is held there."""
         ...
@@ -139,6 +143,10 @@ class Alone:
     async def running(self, keys: Iterable[ThreadKey]) -> set[ThreadKey]:
         """See Tenancy."""
         return set()
+
+    async def others(self) -> list[str]:
+        """See Tenancy."""
+        return []
 
     async def elsewhere(self, key: ThreadKey) -> HeldElsewhere | None:
         """See Tenancy."""

@@ -1,11 +1,12 @@
 """Mappings changed by hand, not by a turn: a thread forgotten, a whole resource erased, a session adopted."""
 
 import asyncio
+from collections.abc import Callable
 
 import session_store
 from session_sidecar.agent.orphans import live_clis
 from session_sidecar.agent.transcripts.files import is_session_id
-from session_sidecar.agent.transcripts.history import History
+from session_sidecar.agent.transcripts.history import History, Metadata
 from session_sidecar.agent.transcripts.transcripts import Transcripts
 from session_sidecar.errors import (
     HeldElsewhere,
@@ -21,6 +22,7 @@ from session_sidecar.replicas.peers import Peers
 from session_sidecar.replicas.tenancy import Tenancy
 from session_sidecar.sessions.reading import Reading, Session
 from session_sidecar.settings import Settings
+from session_sidecar.turns.feed import Feed
 from session_sidecar.turns.turns import Turns
 from session_store import SessionMap, ThreadKey
 
@@ -42,6 +44,7 @@ class Changes:
         reading: Reading,
         turns: Turns,
         peers: Peers | None,
+        feed: Feed,
         settings: Settings,
     ) -> None:
         self._map = session_map
@@ -51,25 +54,35 @@ class Changes:
         self._reading = reading
         self._turns = turns
         self._peers = peers
+        self._feed = feed
         self._claude_config = settings.claude_config
 
     async def forget(
-        self, key: ThreadKey, *, transcript: bool = False, force: bool = False, version: int | None = None
+        self,
+        key: ThreadKey,
+        *,
+        transcript: bool = False,
+        force: bool = False,
+        version: int | None = None,
+        unless: Callable[[Metadata], bool] | None = None,
     ) -> bool:
         """Remove a thread's mapping, and its transcript if asked to; whether there was a mapping.
 
         Turns on the thread are stopped with `force`, the waiting ones too, and their processes are gone before anything
-        is removed. With `version`, a mapping that has another one by now stays. Raises ThreadBusy, and
-        TranscriptsUnavailable before anything is removed.
+        is removed. With `version`, a mapping that has another one by now stays; and so does one of whose session
+        `unless` holds, which is asked when nobody can change it any more. Raises ThreadBusy, and TranscriptsUnavailable
+        before anything is removed.
         """
         if transcript:
             await self._transcripts.check()  # else the mapping would go, and the transcript be back with its volume
-        async with self._turns.hold(key, stop=_DELETED if force else None):
+        async with self._turns.hold(key, stop=_DELETED if force else None) as afterwards:
             mapping = await self._map.get(key)
             if mapping is None:
                 self._turns.forget(key)
                 return False
             if version not in (None, mapping.version):
+                return False
+            if unless is not None and unless(*await self._history.outlines([mapping.sdk_session_id])):
                 return False
             # The transcript goes first: after a crash between the two the mapping is still there, and whoever asks
             # again finds the rest by it. The other way round, nothing would say any more whose the transcript was.
@@ -78,6 +91,8 @@ class Changes:
                 await self._tenancy.erase(mapping.sdk_session_id)
             removed = await self._map.remove(key, expected=mapping.sdk_session_id, version=mapping.version)
             self._turns.forget(key)
+            if removed is not None:
+                afterwards.callback(self._feed.tell, "deleted", key)
             return removed is not None
 
     async def forget_all(self, resource_id: str, *, transcripts: bool = False, force: bool = False) -> int:
@@ -119,12 +134,13 @@ class Changes:
         Raises ThreadBusy, SessionNotFound, TranscriptMissing, SessionAmbiguous, InvalidRequest, NotSaved,
         TranscriptsUnavailable.
         """
-        async with self._turns.hold(key):
+        async with self._turns.hold(key) as afterwards:
             mapping = await self._reading.mapping(key)
             try:
                 await self._history.describe(mapping.sdk_session_id, changes)
             except ValueError as error:
                 raise InvalidRequest("Nothing was changed.", [{"field": "tag", "message": str(error)}]) from None
+            afterwards.callback(self._feed.tell, "titled", key)
         # Not while the thread is held: of a long one it is seconds.
         metadata = await self._history.metadata(mapping.sdk_session_id)
         return Session(mapping, running=False, metadata=metadata)
@@ -134,7 +150,7 @@ class Changes:
 
         Raises ThreadBusy, ThreadExists, TranscriptMissing, SessionTaken, SessionBusy, TranscriptsUnavailable.
         """
-        async with self._turns.hold(key):
+        async with self._turns.hold(key) as afterwards:
             mapping = await self._map.get(key)
             if mapping is not None and mapping.sdk_session_id == session_id:
                 return Session(mapping, running=False), False
@@ -153,7 +169,9 @@ class Changes:
             # Only now, as it is no stranger's CLI if the session is another thread's.
             if any(cli.session_id == session_id for cli in await asyncio.to_thread(live_clis, self._claude_config)):
                 await self._map.remove(key, expected=session_id)
+                afterwards.callback(self._feed.tell, "deleted", key)  # a list may have shown it
                 raise SessionBusy("A CLI has this session open, and would lose its turns. Close it, then try again.")
+            afterwards.callback(self._feed.came_to_be, added)
             return Session(added, running=False), True
 
 

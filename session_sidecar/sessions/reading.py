@@ -74,7 +74,7 @@ class Reading:
         if listing.text is not None:
             return await self._search(listing, listing.text)
         rows, more = await self._rows(listing, listing.after, listing.limit)
-        outlines = await self._outlines(rows) if listing.metadata else [None] * len(rows)
+        outlines = await self.outlines(rows) if listing.metadata else [None] * len(rows)
         return await self._sessions(rows, outlines), rows[-1].cursor if more else None
 
     async def messages(self, key: ThreadKey, asked: Asked, write: Writer) -> Page:
@@ -96,7 +96,7 @@ class Reading:
         root, truncated = await family(self._map, await self.mapping(key))
         mapped = [(branch, branch.mapping) for branch in root if branch.mapping is not None]
         running = await self._turns.running(mapping.key for _, mapping in mapped)
-        outlines = await self._outlines([mapping for _, mapping in mapped])
+        outlines = await self.outlines([mapping for _, mapping in mapped])
         for (branch, mapping), outline in zip(mapped, outlines, strict=True):
             branch.running, branch.title = mapping.key in running, outline.title
         await self._find_points(root, None)
@@ -137,7 +137,7 @@ class Reading:
         while more and left and len(found) < listing.limit:
             rows, more = await self._rows(listing, position, min(left, 100))
             left -= len(rows)
-            for row, outline in zip(rows, await self._outlines(rows), strict=True):
+            for row, outline in zip(rows, await self.outlines(rows), strict=True):
                 if len(found) == listing.limit:
                     more = True
                     break
@@ -147,6 +147,7 @@ class Reading:
         outlines = [outline if listing.metadata else None for _, outline in found]
         return await self._sessions([row for row, _ in found], outlines), position if more else None
 
-    async def _outlines(self, rows: list[SessionMapping]) -> list[Metadata]:
+    async def outlines(self, rows: list[SessionMapping]) -> list[Metadata]:
+        """What can be told of these sessions without reading all of them. Raises KeyMissing, SealBroken."""
         stored = await self._tenancy.outlines(rows)
         return await self._history.outlines([row.sdk_session_id for row in rows]) if stored is None else stored

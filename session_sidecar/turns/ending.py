@@ -12,6 +12,7 @@ from session_sidecar.agent.transcripts import NOTHING, Revision
 from session_sidecar.agent.transcripts.transcripts import Transcripts
 from session_sidecar.errors import NotSaved, TurnInterrupted, TurnTimeout, public_error
 from session_sidecar.settings import Settings
+from session_sidecar.turns.feed import Feed
 from session_sidecar.turns.turn import UNBEGUN, Turn
 from session_store import SessionMap, SessionMapError, SessionMapping
 from session_store.leases import LeaseHeld
@@ -78,9 +79,10 @@ class Afterwards:
     For turns that still have the claim on their thread. None of this fails.
     """
 
-    def __init__(self, session_map: SessionMap, transcripts: Transcripts) -> None:
+    def __init__(self, session_map: SessionMap, transcripts: Transcripts, feed: Feed) -> None:
         self._map = session_map
         self._transcripts = transcripts
+        self._feed = feed
 
     async def saved(self, turn: Turn) -> Revision | None:
         """How far the transcript has come that holds the turn; None, and the turn has failed, where it does not."""
@@ -118,8 +120,10 @@ class Afterwards:
             return
         try:
             async with asyncio.timeout(PATIENCE_SECONDS):
-                if await self._transcripts.info(turn.made) is None:
-                    await self._map.remove(turn.request.key, expected=turn.made)
+                if await self._transcripts.info(turn.made) is None and await self._map.remove(
+                    turn.request.key, expected=turn.made
+                ):
+                    self._feed.tell("deleted", turn.request.key)
         except LeaseHeld:
             pass  # another replica was first, and the mapping is its own
         except Exception as error:

@@ -21,6 +21,7 @@ from session_sidecar.errors import (
 )
 from session_sidecar.replicas.tenancy import Tenancy
 from session_sidecar.turns.exclusion import Exclusion
+from session_sidecar.turns.feed import Feed
 from session_sidecar.turns.turn import Outcome, Settled, TurnRequest
 from session_store import SessionMap, SessionMapping, ThreadKey, ThreadMapped
 
@@ -108,6 +109,8 @@ class Planner:
         transcripts: Transcripts,
         exclusion: Exclusion,
         settled: Callable[[ThreadKey], Revision | None],
+        *,
+        feed: Feed,
     ) -> None:
         """`settled` tells where the last turn ended on a thread whose process is at work in the background."""
         self._map = session_map
@@ -115,6 +118,7 @@ class Planner:
         self._transcripts = transcripts
         self._exclusion = exclusion
         self._settled = settled
+        self._feed = feed
 
     async def look(self, request: TurnRequest) -> Seen:
         """What there is for a turn, whose thread this replica has from here on; nothing else is changed.
@@ -146,13 +150,14 @@ class Planner:
         session_id = plan.launch.session_id
         if plan.change == "add":
             try:
-                await self._map.add(
+                added = await self._map.add(
                     key, session_id, parent_thread_id=plan.parent_thread_id, parent_message_id=plan.launch.at
                 )
             except ThreadMapped:
                 if plan.outcome == "forked":
                     raise ThreadExists("Choose another `thread_id`, or delete this one first.") from None
                 raise
+            self._feed.came_to_be(added)
         elif plan.change == "replace":
             if await self._map.replace(key, session_id, expected=plan.replaced or "") is None:
                 raise SessionNotFound("The thread was deleted or changed meanwhile. Send the message again.")

@@ -16,6 +16,7 @@ from session_sidecar.replicas.tenancy import Tenancy
 from session_sidecar.settings import Settings
 from session_sidecar.turns.ending import Afterwards, dismiss, keep_time, stop_when_asked, unless_stopped
 from session_sidecar.turns.exclusion import Exclusion
+from session_sidecar.turns.feed import Feed
 from session_sidecar.turns.keys import Keys
 from session_sidecar.turns.plan import Plan, Planner, decide, make_id
 from session_sidecar.turns.processes import Processes
@@ -40,6 +41,7 @@ class Story:
         planner: Planner,
         processes: Processes,
         afterwards: Afterwards,
+        feed: Feed,
         settings: Settings,
         metrics: Metrics,
         model: Literal["live", "offline"],
@@ -54,6 +56,7 @@ class Story:
         self._planner = planner
         self._processes = processes
         self._after = afterwards
+        self._feed = feed
         self._settings = settings
         self._metrics = metrics
 
@@ -67,6 +70,7 @@ class Story:
             plan, process = await unless_stopped(turn, self._prepare(turn))
             tending.append(self._stopper(turn, process))
             turn.reached("running")
+            self._feed.turn_started(turn)
             await self._processes.connect(process)
             if not turn.stopping.is_set():
                 await self._converse(turn, plan, process, Prompt(turn.id, turn.request.content))
@@ -89,6 +93,7 @@ class Story:
             settled, turn.process_came = Settled(state.session_id, state.revision), "warm"
             turn.settle(settled)
             turn.reached("running")
+            self._feed.turn_started(turn)
             plan = Plan(Launch(state.session_id, state.session_id), "resumed", None, settled, version=state.version)
             await self._converse(turn, plan, process, None)
         except Exception as error:
@@ -178,11 +183,14 @@ class Story:
         finally:
             if not turn.ended.is_set():
                 self._publish_end(turn)
+            had_thread = self._exclusion.has_thread(turn)
             try:
-                if self._exclusion.has_thread(turn):
+                if had_thread:
                     await self._tenancy.leave(turn.request.key)
             finally:
                 self._exclusion.leave(turn)
+                if had_thread and not isinstance(turn.error, HeldElsewhere):  # where it runs, it is told
+                    self._feed.turn_ended(turn)
                 self._note(turn, exit=process.exit_status if process is not None else None)
             await self._keys.ended(turn)
 

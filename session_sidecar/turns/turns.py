@@ -22,6 +22,7 @@ from session_sidecar.observe.tracing import in_a_span
 from session_sidecar.replicas.tenancy import Tenancy
 from session_sidecar.settings import Settings
 from session_sidecar.turns.exclusion import Exclusion
+from session_sidecar.turns.feed import Feed
 from session_sidecar.turns.occupancy import Occupancy
 from session_sidecar.turns.plan import Planner
 from session_sidecar.turns.processes import Processes
@@ -50,6 +51,7 @@ class Turns:
         planner: Planner,
         processes: Processes,
         warming: Warming,
+        feed: Feed,
         settings: Settings,
     ) -> None:
         self._story = story
@@ -62,6 +64,7 @@ class Turns:
         self._planner = planner
         self._processes = processes
         self._warming = warming
+        self._feed = feed
         self._settings = settings
         self._tasks = Tasks()
         self._leaving = Tasks()  # threads that were held are being let go of
@@ -166,16 +169,18 @@ class Turns:
         return await asyncio.shield(self._tasks.own(self._fork(parent_key, key, at)))
 
     async def _fork(self, parent_key: ThreadKey, key: ThreadKey, at: str | None) -> SessionMapping:
-        async with self.hold(key):
+        async with self.hold(key) as afterwards:
             parent, point = await self._planner.fork_point(parent_key, key, at)
             session_id = await self._transcripts.fork(parent.sdk_session_id, point)
             try:
-                return await self._map.add(
+                made = await self._map.add(
                     key, session_id, parent_thread_id=parent_key.thread_id, parent_message_id=point
                 )
             except Exception:
                 await self._transcripts.delete(session_id)
                 raise
+            afterwards.callback(self._feed.came_to_be, made)
+            return made
 
     def _begin_background(self, key: ThreadKey, agent: str, process: AgentProcess) -> None:
         """Make a turn of the thread of what its process has begun to say by itself."""
@@ -228,21 +233,23 @@ class Turns:
         return turns + sum(key.resource_id == resource_id for key in self._processes.working_for())
 
     @contextlib.asynccontextmanager
-    async def hold(self, key: ThreadKey, *, stop: SidecarError | None = None) -> AsyncIterator[None]:
+    async def hold(self, key: ThreadKey, *, stop: SidecarError | None = None) -> AsyncIterator[contextlib.ExitStack]:
         """Keep turns off a thread, and its process closed, while it is changed.
 
         If one runs or waits there, or the agent is at work in the background: stops it all for the reason `stop`, or
-        raises ThreadBusy where there is none. Raises HeldElsewhere where another replica has the thread.
+        raises ThreadBusy where there is none. Raises HeldElsewhere where another replica has the thread. What is put on
+        the stack is done when the thread is free again, whatever happens: it is for telling what was changed.
         """
-        async with self._exclusion.hold(key, stop=stop):
-            if stop is None:
-                self._processes.check_rest(key)
-            await self._processes.drop(key)
-            await self._tenancy.enter(key)
-            try:
-                yield
-            finally:
-                await asyncio.shield(self._leaving.own(self._tenancy.leave(key)))
+        with contextlib.ExitStack() as afterwards:
+            async with self._exclusion.hold(key, stop=stop):
+                if stop is None:
+                    self._processes.check_rest(key)
+                await self._processes.drop(key)
+                await self._tenancy.enter(key)
+                try:
+                    yield afterwards
+                finally:
+                    await asyncio.shield(self._leaving.own(self._tenancy.leave(key)))
 
     def stop_all(self) -> None:
         """Refuse new turns from now on and ask the running ones to stop."""

@@ -82,6 +82,12 @@ ON CONFLICT (id) DO UPDATE SET url = excluded.url, seen_at = excluded.seen_at
 RETURNING id
 """
 
+# An address may be had by one replica after another.
+OTHERS = """
+SELECT DISTINCT url FROM replicas
+WHERE url IS NOT NULL AND url IS DISTINCT FROM (SELECT url FROM replicas WHERE id = %(me)s)
+"""
+
 
 class PostgresLeases:
     """Leases in the rows of session_mappings, and which of them this replica has."""
@@ -161,6 +167,10 @@ class PostgresLeases:
     async def register(self, url: str | None) -> None:
         """See Leases."""
         await self._rows("register", REGISTER, {"url": url}, writes=True)
+
+    async def others(self) -> list[str]:
+        """See Leases."""
+        return [url for (url,) in await self._rows("others", OTHERS, {})]
 
     async def _acquire(self, key: ThreadKey) -> Lease | None:
         sent = boot_time()

@@ -1,7 +1,7 @@
 """What no model describes: the headers that calls take and answer with, and how a stream is written."""
 
 from session_sidecar.api.frames import EVENT_ID
-from session_sidecar.api.models import events
+from session_sidecar.api.models import events, feed
 from session_sidecar.api.models.answers import Json
 from session_sidecar.api.models.texts import MAX_ID_CHARS
 
@@ -38,7 +38,8 @@ PARAMETERS: Json = {
     "Last-Event-ID": {
         "name": "Last-Event-ID",
         "in": "header",
-        "description": "Go on after this event: `<turn_id>-<n>`. It names its turn, and none is started.",
+        "description": "Go on after this event. `<turn_id>-<n>` names its turn, and none is started; of `/v1/events` "
+        "it is `<feed>-<n>`.",
         "schema": {"type": "string", "pattern": f"^(?:{EVENT_ID})?$"},
     },
 }
@@ -70,7 +71,31 @@ STREAMS: Json = {
             _event({"const": "end"}, events.EndEvent),
         ],
     },
+    "FeedEvent": {
+        "description": "One event of `/v1/events`. Between them come comments, `: ping`, every few seconds. `id` is "
+        "`<feed>-<n>`, `event` the `type` of what is in `data`: one line of JSON in ASCII.",
+        "type": "object",
+        "properties": {
+            "id": {"type": "string", "pattern": f"^{EVENT_ID}$"},
+            "event": {"type": "string"},
+            "data": {"type": "string"},
+        },
+        "required": ["id", "event", "data"],
+        "oneOf": [_event({"const": kind}, shape) for kind, shape in feed.EVENTS.items()],
+    },
 }
+FEED_EXAMPLE = """\
+id: 0e9a3c54-6f0b-4d57-9c1e-1d2f7a6b8c90-41
+event: reset
+data: {"type":"reset"}
+
+: ping
+
+id: 0e9a3c54-6f0b-4d57-9c1e-1d2f7a6b8c90-42
+event: titled
+data: {"type":"titled","thread_id":"t1","resource_id":"alice","at":"2026-11-28T09:30:00.000000Z"}
+
+"""
 EXAMPLE = """\
 id: 63df1c2f-58a1-4c0e-9d0c-2c5b8d3a7e11-1
 event: session

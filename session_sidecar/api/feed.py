@@ -1,0 +1,59 @@
+"""`/v1/events`: what happens to threads, for whoever shows a list of them."""
+
+import contextlib
+from collections.abc import AsyncIterator
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from session_sidecar.api.frames import FRAME, Position
+from session_sidecar.api.http import Incoming
+from session_sidecar.api.models.feed import EventsQuery
+from session_sidecar.api.streams import in_pieces, last_event_id, stream
+from session_sidecar.errors import SessionNotFound, Unauthorized, UnrestrictedOnly
+
+GRACE_SECONDS = 1.0  # for the end of a stream, which a closed feed comes to by itself
+
+
+async def follow_events(call: Incoming[EventsQuery]) -> Response:
+    """`GET /v1/events`: what happens to a resource's threads from now on; to everybody's where none is named.
+
+    IDs and words, never what was said. The first event is `reset`, at which the list is read anew: unless
+    `Last-Event-ID` names an event of this sidecar after which all are still held. The stream has no end of its own.
+    """
+    return _Followed(call, last_event_id(call.request))
+
+
+class _Followed(Response):
+    """The feed as one reader sees it, until the reader goes, takes nothing, or the sidecar shuts down."""
+
+    def __init__(self, call: Incoming[EventsQuery], after: Position | None) -> None:
+        self._frames = _frames(call, after)
+        self._settings = call.services.settings
+        self.background = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one reader."""
+        answer = stream(self._frames, self._settings, grace_seconds=GRACE_SECONDS)
+        with contextlib.suppress(TimeoutError):  # it may come back, and goes on where it was
+            await answer(scope, receive, in_pieces(send, self._settings.send_seconds))
+
+
+async def _frames(call: Incoming[EventsQuery], after: Position | None) -> AsyncIterator[bytes]:
+    feed, is_replica = call.services.feed, call.services.access.is_replica(call.request.headers)
+    name = feed.id.encode()
+    with feed.reader(call.asked.resource_id, after, own_only=is_replica) as reader:
+        while (events := await reader.take()) and _may_still_read(call):
+            yield b"".join([FRAME % (name, event.number, event.kind.encode(), event.line) for event in events])
+
+
+def _may_still_read(call: Incoming[EventsQuery]) -> bool:
+    """Whether the token is still good, and for this: nobody is told anything on one that was taken away meanwhile."""
+    with contextlib.suppress(Unauthorized, UnrestrictedOnly, SessionNotFound):
+        caller = call.services.access.caller(call.request.headers)
+        if call.asked.resource_id is None:
+            caller.check_unrestricted()
+        else:
+            caller.check_resource(call.asked.resource_id)
+        return True
+    return False
