@@ -4,7 +4,7 @@ A dialect makes the chunks of a response body of what a log gives it; it keeps n
 """
 
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import NamedTuple
 
 from session_sidecar.turns.events import CHUNK_BYTES, EventLog
@@ -29,7 +29,7 @@ def position(event_id: str) -> Position:
     return Position(found[1], int(found[2]))
 
 
-async def native(log: EventLog, after: int, turn_id: str) -> AsyncIterator[bytes]:
+async def native(log: EventLog, after: int, turn_id: str) -> AsyncGenerator[bytes]:
     """The events as they are: `id:` is the turn's ID and the number, `event:` the kind, `data:` one line."""
     name = turn_id.encode()
     while events := await log.after(after):

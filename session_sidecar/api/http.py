@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar, cast
 
 from pydantic import BaseModel
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive
@@ -56,6 +56,13 @@ class Incoming(Generic[M]):
         """The application's."""
         return services(self.request)
 
+    async def while_there(self, work: Awaitable[T]) -> T:
+        """What `work` comes to; it is left where it is when the caller goes away. Raises ClientDisconnect then."""
+        done = await unless_gone(self.request.receive, _wrapped(work))
+        if done is None:
+            raise ClientDisconnect
+        return done[0]
+
 
 class Nothing(BaseModel):
     """A call that takes no parameters. Whatever is appended is let pass, as probes do that."""
@@ -74,7 +81,6 @@ class Call(Generic[M]):
     asks: type[M]
     answers: dict[int, Any]
     problems: tuple[type[SidecarError], ...] = ()
-    is_reading: bool = False  # it is left where it is when its client has gone
     admits: Literal["anybody", "token", "unrestricted", "metrics"] = "token"  # who may call, where tokens are asked for
 
     @property
@@ -95,11 +101,7 @@ class Call(Generic[M]):
         request.state.log.update({name: getattr(asked, name) for name in names if hasattr(asked, name)})
         if services(request).peers is not None:
             request.state.asked = asked  # it may have to be asked of another replica
-        answer = self.handler(Incoming(request, asked))
-        if not self.is_reading:
-            return await answer
-        # Nobody reads the other one, but the log has nginx's status.
-        return await unless_gone(request.receive, answer) or Response(status_code=499)
+        return await self.handler(Incoming(request, asked))
 
     def _caller(self, request: Request) -> Caller:
         """Who calls. Raises Unauthorized, UnrestrictedOnly, ReadOnlyToken."""
@@ -162,6 +164,10 @@ def _query(request: Request, model: type[M]) -> M:
         names = {name for name, _ in items if request.query_params.getlist(name)[1:]}
         raise InvalidRequest("A parameter is there twice.", [{"field": n, "message": "given twice"} for n in names])
     return validated(model, data)
+
+
+async def _wrapped(work: Awaitable[T]) -> tuple[T]:
+    return (await work,)
 
 
 async def unless_gone(receive: Receive, work: Awaitable[T]) -> T | None:

@@ -79,7 +79,6 @@ CALLS: tuple[Call[Any], ...] = (
         requests.ListQuery,
         {200: answers.SessionList},
         _TRANSCRIPTS,
-        is_reading=True,
     ),
     Call(
         "DELETE",
@@ -96,7 +95,6 @@ CALLS: tuple[Call[Any], ...] = (
         requests.SessionQuery,
         {200: answers.DescribedSession},
         (errors.SessionNotFound, *_TRANSCRIPTS),
-        is_reading=True,
     ),
     Call(
         "PUT",
@@ -146,7 +144,6 @@ CALLS: tuple[Call[Any], ...] = (
         requests.MessagesQuery,
         {200: answers.MessageList},
         (*_TRANSCRIPT, errors.SessionNotFound, errors.MessageNotFound),
-        is_reading=True,
     ),
     Call(
         "GET",
@@ -155,7 +152,6 @@ CALLS: tuple[Call[Any], ...] = (
         requests.Thread,
         {200: answers.Branches},
         (errors.SessionNotFound, *_TRANSCRIPTS),
-        is_reading=True,
     ),
     Call("GET", "/v1/events", feed.follow_events, feeds.EventsQuery, {200: feeds.Feed}),
     Call("GET", "/healthz", health.healthz, Nothing, {200: answers.Health}, admits="anybody"),
