@@ -31,6 +31,7 @@ _MEDIA: dict[Any, tuple[str, ...]] = {
     answers.TurnAnswer: ("text/event-stream", "application/json"),  # by what the caller accepts
     answers.Html: ("text/html",),
     answers.Figures: ("text/plain",),
+    answers.UiMessageStream: ("text/event-stream",),
 }
 _OF_STREAMS = (events.SessionEvent, events.SdkMessage, events.EndEvent)
 _MAY_COME_AGAIN = (409, 429, 502, 503, 507)

@@ -18,6 +18,8 @@ if TYPE_CHECKING:  # `written` runs in the process that reads long transcripts, 
 Json = dict[str, Any]
 Html = NewType("Html", str)
 Figures = NewType("Figures", str)  # as Prometheus reads them
+UiMessageStream = NewType("UiMessageStream", str)  # of the AI SDK
+UiMessages = NewType("UiMessages", list[dict[str, Any]])  # the AI SDK's `UIMessage`s
 
 
 class TurnAnswer(TypedDict):
