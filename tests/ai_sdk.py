@@ -7,6 +7,9 @@ import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
+
+import httpx
 
 from tests.node import CLIENTS
 from tests.server import SECONDS, Sidecar
@@ -110,6 +113,32 @@ async def running(major: str, place: Path) -> AsyncIterator[Node]:
     finally:
         process.kill()
         await process.wait()
+
+
+async def post(sidecar: Sidecar, chat: str, before: list[Json], text: str, **fields: Any) -> httpx.Response:
+    """Send a message behind others, without the client; the whole answer."""
+    message = {"id": "mine", "role": "user", "parts": [{"type": "text", "text": text}]}
+    sidecar.keep_secret(text)
+    body = {"id": chat, "resource_id": "alice", "messages": [*before, message], **fields}
+    return await sidecar.http.post("/v1/ai-sdk/chat", json=body)
+
+
+async def load(sidecar: Sidecar, chat: str, **query: Any) -> httpx.Response:
+    """The chat as a page loads it."""
+    path = f"/v1/ai-sdk/chat/{quote(chat, safe='')}"
+    return await sidecar.http.get(path, params={"resource_id": "alice", **query})
+
+
+def chunks(stream: str) -> list[Json]:
+    """The chunks of a whole stream."""
+    *frames, done = [frame.removeprefix("data: ") for frame in stream.split("\n\n") if frame.startswith("data: ")]
+    assert done == "[DONE]"
+    return [json.loads(frame) for frame in frames]
+
+
+def told(stream: str) -> str:
+    """The text of a whole stream."""
+    return "".join(chunk["delta"] for chunk in chunks(stream) if chunk["type"] == "text-delta")
 
 
 def texts(messages: list[Json]) -> list[tuple[str, str]]:

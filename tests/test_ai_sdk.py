@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.ai_sdk import MAJORS, Node, plain, running, texts
+from tests.ai_sdk import MAJORS, Node, load, plain, running, texts
 from tests.faults import Behaviour, FaultyModel, fail, hold
 from tests.node import need_node
 from tests.server import Sidecar
@@ -25,8 +25,8 @@ async def ai(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 
 async def history(sidecar: Sidecar, chat: str, **query: Any) -> list[Json]:
-    """The chat as a page loads it."""
-    response = await sidecar.http.get(f"/v1/ai-sdk/chat/{chat}", params={"resource_id": "alice", **query})
+    """The chat as a page loads it, where it is there."""
+    response = await load(sidecar, chat, **query)
     assert response.status_code == 200, response.text
     messages: list[Json] = response.json()
     return messages
