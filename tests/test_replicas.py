@@ -112,13 +112,14 @@ async def test_a_chat_of_the_ai_sdk_goes_on_on_whichever_replica_it_lands(
     chat, of_alice = "a/b", {"x-resource-id": "alice"}
     async with some_replicas(2) as (one, other):
         assert told((await post(one, chat, [], "one")).text) == "You have said 1 thing: one"
+        await let_go(other, chat)
         seen = (await load(other, chat)).json()
         model.script(hold(1))
         sending = asyncio.create_task(post(other, chat, seen, "two"))
         await (await model.requested(2)).holding()
         resuming = asyncio.create_task(one.http.get("/v1/ai-sdk/chat/a%2Fb/stream", headers=of_alice))
-        while not one.logged("request", forwarded=True):
-            shown = (await load(one, chat)).json()
+        await one.settle()
+        shown = (await load(one, chat)).json()
         assert texts(shown)[2:] == [("user", "two")]
         busy = await post(one, chat, seen, "at once")
         assert (busy.status_code, busy.json()["code"]) == (409, "thread_busy")
