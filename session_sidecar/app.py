@@ -20,6 +20,7 @@ from session_sidecar.agent.orphans import end_orphans, guarded_cli
 from session_sidecar.agent.pool import ProcessPool
 from session_sidecar.agent.spares import Spares, maker
 from session_sidecar.agent.starts import Starts
+from session_sidecar.agent.transcripts.conversations import Conversations
 from session_sidecar.agent.transcripts.history import History
 from session_sidecar.agent.transcripts.readers import Readers
 from session_sidecar.agent.transcripts.transcripts import Transcripts
@@ -137,7 +138,8 @@ def create_app(settings: Settings) -> Starlette:
             # What is loaded by now lives as long as the process; each full collection would walk it, for up to 0.1 s.
             gc.collect()
             gc.freeze()
-            bodies, chats = Bodies(settings.max_message_bytes), Chats(session_map, tenancy, history, turns)
+            bodies = Bodies(settings.max_message_bytes)
+            chats = Chats(session_map, tenancy, Conversations(settings.claude_config, readers), turns)
             app.state.services = Services(
                 settings, access, turns, reading, changes, chats, bodies, metrics, tenancy, peers
             )

@@ -229,6 +229,22 @@ async def test_what_is_stopped_in_mid_text_is_closed_aborted_and_finished(
     await taken(nodes, made, await loaded(with_tools, thread))
 
 
+async def test_a_client_that_sends_the_results_of_its_tools_by_itself_begins_nothing_with_those_of_the_agents(
+    nodes: list[Node], with_tools: Sidecar, model: FaultyModel, thread: str
+) -> None:
+    for number, node in enumerate(nodes):
+        name = f"{thread} {number}"
+        chat = await node.open(with_tools, name, resubmit=True)
+        model.script(tool("Bash", {"command": "sleep 60"}))
+        await chat.start("Go")
+        await chat.until("input-available")
+        await with_tools.http.post("/v1/chat/interrupt", json={"thread_id": name, "resource_id": "alice"})
+        said = await chat.wait()
+        (part,) = [part for part in said["messages"][1]["parts"] if part["type"] == "dynamic-tool"]
+        assert part["state"] == "output-error"
+        assert [request["method"] for request in said["requests"]] == ["POST"]
+
+
 async def test_an_agent_without_partial_messages_says_each_part_at_once(
     capture: Capture, nodes: list[Node], with_tools: Sidecar, thread: str
 ) -> None:

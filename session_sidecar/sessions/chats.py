@@ -11,8 +11,9 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from session_sidecar.agent.transcripts.conversations import AskedExchanges, Conversations
 from session_sidecar.agent.transcripts.exchanges import Exchange, Known
-from session_sidecar.agent.transcripts.history import AskedExchanges, History, Page
+from session_sidecar.agent.transcripts.history import Page
 from session_sidecar.errors import (
     InvalidRequest,
     SessionAmbiguous,
@@ -49,10 +50,10 @@ class Parents:
 class Chats:
     """What chats say, and where their messages go."""
 
-    def __init__(self, session_map: SessionMap, tenancy: Tenancy, history: History, turns: Turns) -> None:
+    def __init__(self, session_map: SessionMap, tenancy: Tenancy, conversations: Conversations, turns: Turns) -> None:
         self._map = session_map
         self._tenancy = tenancy
-        self._history = history
+        self._conversations = conversations
         self._turns = turns
 
     async def begin(self, request: TurnRequest, parents: Parents) -> Turn:
@@ -99,7 +100,7 @@ class Chats:
             asked = replace(asked, size=settled.revision)
         try:
             writer = functools.partial(write, row.thread_id)
-            page = await self._history.exchanges(row.sdk_session_id, asked, writer)
+            page = await self._conversations.page(row.sdk_session_id, asked, writer)
         except TranscriptMissing:
             if turn is None:
                 raise
@@ -159,7 +160,7 @@ class Chats:
             settled = running.settled
             size = settled.revision if settled and settled.session_id == row.sdk_session_id else size
         try:
-            known: list[Known] | None = await self._history.known(row.sdk_session_id, names, size=size)
+            known: list[Known] | None = await self._conversations.known(row.sdk_session_id, names, size=size)
         except (TranscriptMissing, SessionAmbiguous):
             known = None
         thread = Thread(row.thread_id, known or (), lost=known is None and running is None)

@@ -32,7 +32,6 @@ from session_sidecar.agent.transcripts.chain import (
     tokens,
 )
 from session_sidecar.agent.transcripts.ending import read_ending
-from session_sidecar.agent.transcripts.exchanges import Exchange, Known, all_exchanges, last_exchanges
 from session_sidecar.agent.transcripts.lines import tails
 from session_sidecar.agent.transcripts.readers import Readers
 from session_sidecar.agent.transcripts.transcripts import Transcripts
@@ -40,9 +39,6 @@ from session_sidecar.errors import MessageNotFound, SessionAmbiguous, Transcript
 
 Writer = Callable[[TranscriptMessage], str]
 """How a message is to be given: a function of a module, as it may be called in another process."""
-
-ExchangeWriter = Callable[[Exchange], str]
-"""The same for a prompt with all that answers it."""
 
 MOST_PAGE_CHARS = 8 * 2**20
 _TAIL_BYTES = 64 * 2**10
@@ -81,18 +77,6 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True)
-class AskedExchanges:
-    """Which exchanges of a conversation: the last `limit`, or those before one, by its name.
-
-    What lies beyond the first `size` bytes of the transcript is left out.
-    """
-
-    limit: int
-    before: str | None = None
-    size: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Page:
     """Some messages, written, always oldest first. `next` is where to go on, or None where there are no more."""
 
@@ -119,25 +103,6 @@ class History:
         if page is not None:
             return page
         return await self._readers.whole(_page, [path], asked, write)
-
-    async def exchanges(self, session_id: str, asked: AskedExchanges, write: ExchangeWriter) -> Page:
-        """A page of the conversation that splits no exchange, from its end; shorter where these are very large.
-
-        What came before a compaction is part of it. Raises TranscriptMissing, SessionAmbiguous, and MessageNotFound
-        where there is no exchange `before`.
-        """
-        await self._transcripts.check()
-        page, path = await self._readers.short(self._last_exchanges, session_id, asked, write)
-        return page if page is not None else await self._readers.whole(_exchanges, [path], asked, write)
-
-    async def known(self, session_id: str, wanted: Iterable[str], *, size: int | None = None) -> list[Known]:
-        """The exchanges of a conversation: the last ones that tell whether one is among them of the `wanted` names.
-
-        All of them, where none is. Raises TranscriptMissing, SessionAmbiguous.
-        """
-        await self._transcripts.check()
-        known, path = await self._readers.short(self._known_at_the_end, session_id, frozenset(wanted), size)
-        return known if known is not None else await self._readers.whole(_all_known, [path], size)
 
     async def metadata(self, session_id: str) -> Metadata:
         """All there is to know, from the whole file."""
@@ -179,37 +144,14 @@ class History:
 
     def _last_page(self, session_id: str, asked: Asked, write: Writer) -> tuple[Page | None, Path]:
         """The last page, where the end of the file tells it; and the file."""
-        path = self._file(session_id)
+        path = self._find(session_id)
+        if path is None:
+            raise TranscriptMissing(_GONE)
         if asked.backwards and asked.after is None and not asked.compacted:
             ending = read_ending(path, asked.limit)
             if ending.complete or len(ending.messages) >= asked.limit:
                 return _written(ending.messages, asked, write, more=not ending.complete), path
         return None, path
-
-    def _last_exchanges(
-        self, session_id: str, asked: AskedExchanges, write: ExchangeWriter
-    ) -> tuple[Page | None, Path]:
-        """The last page, where the end of the file tells it; and the file."""
-        path = self._file(session_id)
-        if asked.before is None:
-            found, complete = last_exchanges(path, asked.limit, size=asked.size)
-            if complete or len(found) >= asked.limit:
-                return _page_of(found, asked, write, more=not complete), path
-        return None, path
-
-    def _known_at_the_end(
-        self, session_id: str, wanted: frozenset[str], size: int | None
-    ) -> tuple[list[Known] | None, Path]:
-        path = self._file(session_id)
-        found, complete = last_exchanges(path, 1, size=size)
-        known = _known(found)
-        return known if complete or any(one.asked and one.name in wanted for one in known) else None, path
-
-    def _file(self, session_id: str) -> Path:
-        path = self._find(session_id)
-        if path is None:
-            raise TranscriptMissing(_GONE)
-        return path
 
     def _outline_and_files(self, session_id: str) -> tuple[Metadata, list[Path]]:
         """What can be told at once, and what has to be read for the rest."""
@@ -286,36 +228,6 @@ def _written(messages: list[TranscriptMessage], asked: Asked, write: Writer, *, 
             break
     after = rest[len(written) - 1].uuid if more or len(rest) > len(written) else None
     return Page(written[::-1] if asked.backwards else written, after)
-
-
-def _exchanges(files: Sequence[Path], asked: AskedExchanges, write: ExchangeWriter) -> Page:
-    return _page_of(all_exchanges(files, asked.size), asked, write)
-
-
-def _page_of(found: list[Exchange], asked: AskedExchanges, write: ExchangeWriter, *, more: bool = False) -> Page:
-    """The last page of `found`, before which there are `more`, or the one before what was asked for."""
-    if asked.before is not None:
-        at = next((i for i, one in enumerate(found) if one.name == asked.before), None)
-        if at is None:
-            raise MessageNotFound("`before` must be taken from the `Link` header of the page after it.")
-        found = found[:at]
-    written: list[str] = []
-    size = 0
-    for one in reversed(found[-asked.limit :]):
-        written.append(write(one))
-        size += len(written[-1])
-        if size > MOST_PAGE_CHARS:
-            break
-    first = found[len(found) - len(written)].name if written and (more or len(found) > len(written)) else None
-    return Page(written[::-1], first)
-
-
-def _all_known(files: Sequence[Path], size: int | None) -> list[Known]:
-    return _known(all_exchanges(files, size))
-
-
-def _known(found: Iterable[Exchange]) -> list[Known]:
-    return [Known(one.name, one.end, asked=one.prompt is not None) for one in found]
 
 
 def _count(files: Sequence[Path], outline: Metadata) -> Metadata:
