@@ -124,7 +124,7 @@ class Chats:
         begins = f"{key.thread_id}~"
         if len(begins) < MAX_CHARS:
             named = await self._map.page(key.resource_id, limit=MOST, thread_id_prefix=begins)
-            rows |= {row.key: row for row in named if _BRANCH.fullmatch(row.thread_id, len(key.thread_id))}
+            rows |= {row.key: row for row in named if _is_of(row.thread_id, key.thread_id)}
         return list(rows.values())
 
     async def _place(self, request: TurnRequest, parents: Parents) -> TurnRequest:
@@ -145,12 +145,16 @@ class Chats:
 
     async def _known(self, chat: ThreadKey, parents: Parents) -> AsyncIterator[Thread]:
         """The threads of a chat: the one that its client names, its own, and then those that were used last."""
+        looked: set[ThreadKey] = set()
+        for name in (parents.thread_id, chat.thread_id):  # mostly it is one of these, and nothing has to be searched
+            key = ThreadKey(name, chat.resource_id) if name is not None and _is_of(name, chat.thread_id) else None
+            if key is not None and key not in looked and (row := await self._map.get(key)) is not None:
+                looked.add(key)
+                yield await self._look(row, parents.names)
         rows = await self._threads(chat)
-        first = (parents.thread_id, chat.thread_id)
-        rows.sort(key=lambda row: row.updated_at, reverse=True)
-        rows.sort(key=lambda row: first.index(row.thread_id) if row.thread_id in first else len(first))
-        for row in rows:
-            yield await self._look(row, parents.names)
+        for row in sorted(rows, key=lambda row: row.updated_at, reverse=True):
+            if row.key not in looked:
+                yield await self._look(row, parents.names)
 
     async def _look(self, row: SessionMapping, names: Sequence[str]) -> Thread:
         """What there is of a thread. Raises HeldElsewhere where another replica has it, which knows more."""
@@ -167,6 +171,11 @@ class Chats:
         if running is None:
             return thread
         return replace(thread, running=thread.head if running.origin == "background" else running.id)
+
+
+def _is_of(thread_id: str, chat: str) -> bool:
+    """Whether a thread is called after a chat, or is its own."""
+    return thread_id == chat or (thread_id.startswith(chat) and bool(_BRANCH.fullmatch(thread_id, len(chat))))
 
 
 def _placed(request: TurnRequest, place: Place) -> TurnRequest:
