@@ -1,7 +1,8 @@
 """Streams of server-sent events: their headers, their pings, and readers that take nothing."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
+from types import MappingProxyType
 
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.requests import Request
@@ -13,12 +14,18 @@ from session_sidecar.settings import Settings
 from session_sidecar.turns.events import CHUNK_BYTES
 
 
-def stream(frames: AsyncIterator[bytes], settings: Settings, *, grace_seconds: float) -> EventSourceResponse:
+def stream(
+    frames: AsyncIterator[bytes],
+    settings: Settings,
+    *,
+    grace_seconds: float,
+    headers: Mapping[str, str] = MappingProxyType({}),
+) -> EventSourceResponse:
     """What is answered with a stream. At a shutdown it may go on to its end for so many seconds."""
     return EventSourceResponse(
         frames,
         sep="\n",
-        headers={"Cache-Control": "no-store, no-transform"},
+        headers={"Cache-Control": "no-store, no-transform", **headers},
         ping=settings.ping_seconds,
         ping_message_factory=lambda: ServerSentEvent(comment="ping", sep="\n"),
         shutdown_grace_period=grace_seconds,
