@@ -4,7 +4,7 @@ A dialect makes the chunks of a response body of what a log gives it; it keeps n
 """
 
 import re
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import NamedTuple
 
 from session_sidecar.turns.events import CHUNK_BYTES, EventLog
@@ -19,6 +19,14 @@ class Position(NamedTuple):
 
     turn_id: str
     number: int
+
+
+class Dialect(NamedTuple):
+    """How a reader is told a turn. `frames` gets its log, the number of the event to go on after, and its ID."""
+
+    frames: Callable[[EventLog, int, str], AsyncGenerator[bytes]]
+    headers: Mapping[str, str] = {}
+    has_answers: bool = False  # whether `Accept: application/json` gets one answer instead
 
 
 def position(event_id: str) -> Position:
@@ -41,3 +49,6 @@ async def native(log: EventLog, after: int, turn_id: str) -> AsyncGenerator[byte
             yield b"\n\n"
         else:
             yield b"".join([FRAME % (name, number, kind.encode(), data) for number, kind, data in events])
+
+
+NATIVE = Dialect(native, has_answers=True)

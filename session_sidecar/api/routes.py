@@ -7,6 +7,8 @@ from typing import Any
 
 from session_sidecar import errors
 from session_sidecar.api import chat, feed, health, sessions
+from session_sidecar.api.ai_sdk import chat as ai_sdk
+from session_sidecar.api.ai_sdk.requests import Loading, Resuming, Sending
 from session_sidecar.api.docs import Docs
 from session_sidecar.api.http import Call, Nothing
 from session_sidecar.api.models import answers, requests
@@ -154,6 +156,33 @@ CALLS: tuple[Call[Any], ...] = (
         (errors.SessionNotFound, *_TRANSCRIPTS),
     ),
     Call("GET", "/v1/events", feed.follow_events, feeds.EventsQuery, {200: feeds.Feed}),
+    Call(
+        "POST",
+        "/v1/ai-sdk/chat",
+        ai_sdk.send_message,
+        Sending,
+        {200: answers.UiMessageStream},
+        (*_BEGUN, *_FORK, errors.ThreadMoved),
+        of_header=True,
+    ),
+    Call(
+        "GET",
+        "/v1/ai-sdk/chat/{id}/stream",
+        ai_sdk.resume_stream,
+        Resuming,
+        {200: answers.UiMessageStream, 204: None},
+        (*_TURN, *_FORK, errors.ThreadMoved, errors.ReplayGone),
+        of_header=True,
+    ),
+    Call(
+        "GET",
+        "/v1/ai-sdk/chat/{id}",
+        ai_sdk.load_chat,
+        Loading,
+        {200: answers.UiMessages},
+        (*_TRANSCRIPT, errors.SessionNotFound, errors.MessageNotFound),
+        of_header=True,
+    ),
     Call("GET", "/healthz", health.healthz, Nothing, {200: answers.Health}, admits="anybody"),
     Call(
         "GET",

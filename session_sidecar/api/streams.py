@@ -7,6 +7,7 @@ sidecar does for a warm turn. Its watch for a shutdown is not needed, as turns a
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Mapping
+from types import MappingProxyType
 
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
@@ -29,10 +30,11 @@ class Stream:
     """One reader of a stream, from its status line to its end."""
 
     def __init__(
-        self, frames: AsyncGenerator[bytes], settings: Settings, headers: Mapping[str, str] = _HEADERS
+        self, frames: AsyncGenerator[bytes], settings: Settings, headers: Mapping[str, str] = MappingProxyType({})
     ) -> None:
+        """`headers` are those that it has beside the ones of all streams."""
         self._frames = frames
-        self._headers = [(name.encode(), value.encode()) for name, value in headers.items()]
+        self._headers = [(name.encode(), value.encode()) for name, value in {**_HEADERS, **headers}.items()]
         self._ping_seconds = settings.ping_seconds
         self._send_seconds = settings.send_seconds
         self._one = asyncio.Lock()  # or a ping would go out in the middle of an event
