@@ -1,6 +1,5 @@
 """`/v1/chat`: run a turn, rejoin it, stop it, branch a thread."""
 
-import contextlib
 from dataclasses import replace
 from typing import Any, Literal, cast
 
@@ -15,7 +14,7 @@ from session_sidecar.api.models.answers import session_object
 from session_sidecar.api.models.events import TurnSession
 from session_sidecar.api.models.requests import ChatRequest, ForkRequest, Thread
 from session_sidecar.api.models.texts import MAX_ID_CHARS
-from session_sidecar.api.streams import in_pieces, last_event_id, stream
+from session_sidecar.api.streams import Stream, last_event_id
 from session_sidecar.errors import InvalidRequest
 from session_sidecar.observe.tracing import as_the_caller_says
 from session_sidecar.sessions.reading import Session
@@ -113,11 +112,8 @@ class TurnResponse(Response):
                 await _answer(turn)(scope, receive, send)
                 return
             turn.log.check(self._after)
-            with contextlib.suppress(TimeoutError):  # a reader that takes nothing is dropped; it may rejoin
-                frames = self._dialect.frames(turn.log, self._after, turn.id)
-                grace = self._settings.shutdown_seconds
-                answer = stream(frames, self._settings, grace_seconds=grace, headers=self._dialect.headers)
-                await answer(scope, receive, in_pieces(send, self._settings.send_seconds))
+            frames = self._dialect.frames(turn.log, self._after, turn.id)
+            await Stream(frames, self._settings, self._dialect.headers).serve(scope, receive, send)
 
 
 def _answer(turn: Turn) -> Response:

@@ -82,7 +82,7 @@ async def on_http_error(request: Request, error: Exception) -> Response:
 
 
 async def on_client_gone(request: Request, error: Exception) -> Response:
-    """The exception handler for a client that left in mid-upload: nobody reads this, but the log has nginx's status."""
+    """The exception handler for a client that left: nobody reads this, but the log has nginx's status."""
     assert isinstance(error, ClientDisconnect)  # noqa: S101 - registered for it
     return Response(status_code=499)
 

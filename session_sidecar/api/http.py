@@ -9,7 +9,7 @@ from typing import Any, Generic, Literal, TypeVar, cast
 from urllib.parse import quote, unquote
 
 from pydantic import BaseModel
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Match, Route
 from starlette.types import Receive, Scope
@@ -63,6 +63,13 @@ class Incoming(Generic[M]):
         """The application's."""
         return services(self.request)
 
+    async def while_there(self, work: Awaitable[T]) -> T:
+        """What `work` comes to; it is left where it is when the caller goes away. Raises ClientDisconnect then."""
+        done = await unless_gone(self.request.receive, _wrapped(work))
+        if done is None:
+            raise ClientDisconnect
+        return done[0]
+
 
 class Nothing(BaseModel):
     """A call that takes no parameters. Whatever is appended is let pass, as probes do that."""
@@ -83,7 +90,6 @@ class Call(Generic[M]):
     answers: dict[int, Any]
     problems: tuple[type[SidecarError], ...] = ()
     of_header: bool = False  # whether `X-Resource-Id` says whose threads it is about
-    is_reading: bool = False  # it is left where it is when its client has gone
     admits: Literal["anybody", "token", "unrestricted", "metrics"] = "token"  # who may call, where tokens are asked for
 
     @property
@@ -115,11 +121,7 @@ class Call(Generic[M]):
         request.state.log.update({name: getattr(asked, name) for name in names if hasattr(asked, name)})
         if services(request).peers is not None:
             request.state.asked = asked  # it may have to be asked of another replica
-        answer = self.handler(Incoming(request, asked))
-        if not self.is_reading:
-            return await answer
-        # Nobody reads the other one, but the log has nginx's status.
-        return await unless_gone(request.receive, answer) or Response(status_code=499)
+        return await self.handler(Incoming(request, asked))
 
     def _caller(self, request: Request) -> Caller:
         """Who calls. Raises Unauthorized, UnrestrictedOnly, ReadOnlyToken."""
@@ -211,6 +213,10 @@ def _query(request: Request, model: type[M], path: Mapping[str, str]) -> M:
         names = {name for name, _ in items if request.query_params.getlist(name)[1:]}
         raise InvalidRequest("A parameter is there twice.", [{"field": n, "message": "given twice"} for n in names])
     return validated(model, {**data, **path})
+
+
+async def _wrapped(work: Awaitable[T]) -> tuple[T]:
+    return (await work,)
 
 
 async def unless_gone(receive: Receive, work: Awaitable[T]) -> T | None:

@@ -81,7 +81,6 @@ CALLS: tuple[Call[Any], ...] = (
         requests.ListQuery,
         {200: answers.SessionList},
         _TRANSCRIPTS,
-        is_reading=True,
     ),
     Call(
         "DELETE",
@@ -98,7 +97,6 @@ CALLS: tuple[Call[Any], ...] = (
         requests.SessionQuery,
         {200: answers.DescribedSession},
         (errors.SessionNotFound, *_TRANSCRIPTS),
-        is_reading=True,
     ),
     Call(
         "PUT",
@@ -148,7 +146,6 @@ CALLS: tuple[Call[Any], ...] = (
         requests.MessagesQuery,
         {200: answers.MessageList},
         (*_TRANSCRIPT, errors.SessionNotFound, errors.MessageNotFound),
-        is_reading=True,
     ),
     Call(
         "GET",
@@ -157,7 +154,6 @@ CALLS: tuple[Call[Any], ...] = (
         requests.Thread,
         {200: answers.Branches},
         (errors.SessionNotFound, *_TRANSCRIPTS),
-        is_reading=True,
     ),
     Call("GET", "/v1/events", feed.follow_events, feeds.EventsQuery, {200: feeds.Feed}),
     Call(
@@ -186,7 +182,6 @@ CALLS: tuple[Call[Any], ...] = (
         {200: answers.UiMessages},
         (*_TRANSCRIPT, errors.SessionNotFound, errors.MessageNotFound),
         of_header=True,
-        is_reading=True,
     ),
     Call("GET", "/healthz", health.healthz, Nothing, {200: answers.Health}, admits="anybody"),
     Call(

@@ -47,7 +47,7 @@ async def load_chat(call: Incoming[Loading]) -> Response:
     """
     asked = call.asked
     wanted = AskedExchanges(asked.limit, asked.before)
-    row, page, turn = await call.services.chats.page(asked.key, wanted, written, branch=asked.branch)
+    row, page, turn = await call.while_there(call.services.chats.page(asked.key, wanted, written, branch=asked.branch))
     messages = [one for one in page.written if one]
     if turn is not None and turn.origin == "message" and asked.before is None:
         messages.append(dumped(user(row.thread_id, turn.id, turn.request.content)))

@@ -6,7 +6,7 @@ whatever is open is closed before a step ends, and an `error` comes last.
 
 import json
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass
 
 from session_sidecar.api.ai_sdk.parts import (
@@ -35,7 +35,7 @@ _FINISHED = {"end_turn": "stop", "stop_sequence": "stop", "max_tokens": "length"
 _DONE = b"data: [DONE]\n\n"
 
 
-async def ui_messages(log: EventLog, after: int, turn_id: str) -> AsyncIterator[bytes]:
+async def ui_messages(log: EventLog, after: int, turn_id: str) -> AsyncGenerator[bytes]:
     """The events of a turn as a UI message stream, which is always read from its beginning: `after` is 0."""
     chunks = Chunks(turn_id)
     while events := await log.after(after):
