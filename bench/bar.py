@@ -16,6 +16,7 @@ from bench.names import (
     SENT,
     SIZES,
     THERE,
+    UI,
 )
 from bench.samples import Samples
 
@@ -43,7 +44,7 @@ class Bar(NamedTuple):
 
 def bars(samples: Samples) -> Iterator[Bar]:
     """The bars whose figures are there."""
-    for one in (_latency, _throughput, _deltas, _mappings, _replicas):
+    for one in (_latency, _throughput, _deltas, _dialects, _mappings, _replicas):
         try:
             yield from list(one(samples))
         except KeyError:  # that part was not run
@@ -75,6 +76,11 @@ def _deltas(samples: Samples) -> Iterator[Bar]:
     ours = samples.median("delta", OURS, "CPU µs")
     for theirs in (MADE, SENT):
         yield Bar(f"CPU a delta, of {theirs}", ours / samples.median("delta", theirs, "CPU µs"), 0.6)
+
+
+def _dialects(samples: Samples) -> Iterator[Bar]:
+    native, ui = (samples.median("delta", name, "CPU µs") for name in (OURS, UI))
+    yield Bar("CPU a delta in the AI SDK's dialect, of the sidecar's own", ui / native, 1.5)
 
 
 def _mappings(samples: Samples) -> Iterator[Bar]:

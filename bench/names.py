@@ -5,6 +5,7 @@ AT_ONCE = (1, 2, 4, 8, 16)  # threads
 
 # Ways to bring a delta to its reader.
 OURS = "sidecar, all of it"
+UI = "sidecar, in the AI SDK's dialect"
 MADE = "asdict + json.dumps"
 SENT = "asdict + json.dumps, sent by Starlette"
 

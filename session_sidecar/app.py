@@ -20,11 +20,13 @@ from session_sidecar.agent.orphans import end_orphans, guarded_cli
 from session_sidecar.agent.pool import ProcessPool
 from session_sidecar.agent.spares import Spares, maker
 from session_sidecar.agent.starts import Starts
+from session_sidecar.agent.transcripts.conversations import Conversations
 from session_sidecar.agent.transcripts.history import History
 from session_sidecar.agent.transcripts.readers import Readers
 from session_sidecar.agent.transcripts.transcripts import Transcripts
+from session_sidecar.api.ai_sdk.chat import STREAM_HEADER
 from session_sidecar.api.front import HANDLERS, Front
-from session_sidecar.api.http import Services
+from session_sidecar.api.http import RESOURCE_HEADER, Services
 from session_sidecar.api.models.bodies import Bodies
 from session_sidecar.api.routes import CALLS, OF_THE_PAGE
 from session_sidecar.observe.metrics import Metrics
@@ -34,6 +36,7 @@ from session_sidecar.replicas.peers import Peers
 from session_sidecar.replicas.tenancy import Tenancy
 from session_sidecar.server.shutdown import on_shutdown_signal
 from session_sidecar.sessions.changes import Changes
+from session_sidecar.sessions.chats import Chats
 from session_sidecar.sessions.reading import Reading
 from session_sidecar.sessions.retention import retention
 from session_sidecar.settings import ENV_PREFIX, Settings, SettingsError
@@ -142,8 +145,9 @@ def create_app(settings: Settings) -> Starlette:
             gc.collect()
             gc.freeze()
             bodies = Bodies(settings.max_message_bytes)
+            chats = Chats(session_map, tenancy, Conversations(settings.claude_config, readers), turns)
             app.state.services = Services(
-                settings, access, turns, reading, changes, bodies, metrics, tenancy, peers, feed
+                settings, access, turns, reading, changes, chats, bodies, metrics, tenancy, peers, feed
             )
             yield {"services": app.state.services}  # for the server's connections
 
@@ -175,8 +179,15 @@ def _cors(access: Access) -> list[Middleware]:
             CORSMiddleware,
             allow_origins=sorted(access.origins),
             allow_methods=sorted({call.method for call in CALLS}),
-            allow_headers=["authorization", "content-type", "idempotency-key", "last-event-id", "x-request-id"],
-            expose_headers=["x-request-id", "retry-after"],
+            allow_headers=[
+                "authorization",
+                "content-type",
+                "idempotency-key",
+                "last-event-id",
+                "x-request-id",
+                RESOURCE_HEADER.lower(),
+            ],
+            expose_headers=["x-request-id", "retry-after", "link", STREAM_HEADER],
         )
     ]
 

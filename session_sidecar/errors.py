@@ -171,6 +171,12 @@ class ThreadExists(SidecarError):
     status, code = 409, "thread_exists"
 
 
+class ThreadMoved(SidecarError):
+    """Another message has come to this thread since it was read"""
+
+    status, code = 409, "thread_moved"
+
+
 class ThreadDeleted(SidecarError):
     """The thread was deleted"""
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import schemathesis
 
-BEGIN_TURNS = ("POST /v1/chat", "POST /v1/chat/fork")
+BEGIN_TURNS = ("POST /v1/chat", "POST /v1/chat/fork", "POST /v1/ai-sdk/chat")
 HAS_NO_END = "GET /v1/events"
 
 

@@ -21,13 +21,15 @@ PAGE = "https://chat.test"
 async def test_a_page_may_call_if_its_origin_is_named_and_no_other(a_sidecar: Make) -> None:
     async with a_sidecar(SIDECAR_ORIGINS=f"{PAGE}, https://other.test:8443") as sidecar:
         asked = {"origin": PAGE, "access-control-request-method": "POST"}
-        asked["access-control-request-headers"] = "authorization,content-type,last-event-id,idempotency-key"
+        asked["access-control-request-headers"] = (
+            "authorization,content-type,last-event-id,idempotency-key,x-resource-id"
+        )
         preflight = await sidecar.http.options("/v1/chat", headers=asked)
         assert preflight.status_code == 200
         assert preflight.headers["access-control-allow-origin"] == PAGE
         answer = await sidecar.http.get("/v1/sessions", headers={"origin": PAGE})
         assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (200, PAGE)
-        assert "x-request-id" in answer.headers["access-control-expose-headers"]
+        assert {"x-request-id", "link"} <= set(answer.headers["access-control-expose-headers"].split(", "))
         for origin in ("https://evil.test", "http://chat.test", f"{PAGE}.evil.test", "null"):
             refused = await sidecar.http.get("/v1/sessions", headers={"origin": origin})
             assert (refused.status_code, refused.json()["code"]) == (403, "forbidden_origin")

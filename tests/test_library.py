@@ -65,6 +65,11 @@ async def test_it_works_below_a_path_of_another_application(kind: type[Starlette
         assert again.json()["text"].startswith("You have said 2 things")
         refused = await client.put("/agents/v1/chat", json=body)
         assert (refused.status_code, refused.headers["allow"]) == (405, "GET, HEAD, POST")
+        chat = "/agents/v1/ai-sdk/chat/t1%2F2"
+        answers = [await client.get(path, params={"resource_id": "alice"}) for path in (f"{chat}/stream", chat)]
+        assert [answer.status_code for answer in answers] == [204, 404]
+        assert answers[1].json()["code"] == "session_not_found"
+        assert (await client.post(chat)).headers["allow"] == "GET, HEAD"
         assert (await client.get("/agents/nowhere")).json()["code"] == "not_found"
         assert (await client.get("/nowhere")).status_code == 404
         elsewhere = await client.get("/agents/v1/sessions", headers={"host": "evil.test"})

@@ -26,7 +26,7 @@ from session_sidecar.api.problems import OF_NO_CALL, problems_of
 from session_sidecar.api.problems import page as list_of_problems
 from session_sidecar.api.routes import CALLS
 from session_sidecar.errors import SidecarError
-from tests.faults import FaultyModel
+from tests.faults import FaultyModel, hold
 from tests.modes import COLD
 from tests.server import SECONDS, Sidecar
 
@@ -99,7 +99,8 @@ def test_what_a_field_of_a_call_may_be_is_told_of_every_one() -> None:
             schema = DOCUMENT["components"]["schemas"][call.asks.__name__]
             named, required = set(schema["properties"]), set(schema["required"])
         else:
-            query = [one for one in operation["parameters"] if one.get("in") == "query"]
+            query = [one for one in operation["parameters"] if one.get("in") in {"query", "path"}]
+            assert [one["name"] for one in query if one["in"] == "path"] == call.in_path
             named, required = {one["name"] for one in query}, {one["name"] for one in query if one["required"]}
         assert named == set(call.asks.model_fields)
         assert required == {name for name, field in call.asks.model_fields.items() if field.is_required()}
@@ -134,7 +135,7 @@ async def test_the_running_sidecar_answers_as_it_is_documented(
 
     async def call(method: str, path: str, asked: Json, status: int = 200, **headers: str) -> httpx.Response:
         body: Json = {"json": asked} if method in ("POST", "PUT", "PATCH") else {"params": asked}
-        response = await sidecar.http.request(method, path, headers=headers, **body)
+        response = await sidecar.http.request(method, path.format(id=thread), headers=headers, **body)
         assert response.status_code == status, response.text
         schema[path][method].validate_response(response)
         seen.add((method, path, status))
@@ -154,6 +155,18 @@ async def test_the_running_sidecar_answers_as_it_is_documented(
         await call("GET", "/v1/chat", key)
         await call("GET", "/v1/chat", {**key, "thread_id": "nobody's"}, 204)
         await call("POST", "/v1/chat/interrupt", key)
+        of_alice: Json = {"x-resource-id": "alice"}
+        shown = (await call("GET", "/v1/ai-sdk/chat/{id}", {"limit": 1}, **of_alice)).json()
+        shown.append({"role": "user", "parts": [{"type": "text", "text": "Once more"}]})
+        await call("POST", "/v1/ai-sdk/chat", {"id": thread, "messages": shown}, **of_alice)
+        await call("GET", "/v1/ai-sdk/chat/{id}/stream", {}, 204, **of_alice)
+        model.script(hold(1))
+        async with sidecar.stream(thread, "Slowly") as stream:
+            await stream.until_text()
+            resumed = asyncio.create_task(call("GET", "/v1/ai-sdk/chat/{id}/stream", {}, **of_alice))
+            await sidecar.settle()
+            model.release()
+            await resumed
         described = (await call("GET", "/v1/session", key)).json()
         assert described["metadata"]["usage"]
         assert described["metadata"]["last_message"]
@@ -230,7 +243,7 @@ async def test_whatever_is_sent_is_answered_as_documented_and_bad_input_starts_n
         answered = sidecar.logged("request")[before:]
         statuses = {(line["method"], line["path"], line["status"]) for line in answered}
         assert not [answer for answer in statuses if answer[2] >= 500]
-        logged = {(call.method, call.path) for call in CALLS if call.path not in (*PROBES, "/metrics")}
+        logged = {(call.method, call.path.format(id="t1")) for call in CALLS if call.path not in (*PROBES, "/metrics")}
         assert logged <= {(method, path) for method, path, _ in statuses}
         assert {status for _, _, status in statuses} >= {200, 202, 204, 400, 404, 405, 409, 410, 415, 422}
         assert starts.read_text() == started

@@ -27,12 +27,15 @@ NO_404 = {
     "DELETE /v1/sessions",
     "DELETE /v1/session",
     "GET /v1/events",
+    "POST /v1/ai-sdk/chat",
+    "GET /v1/ai-sdk/chat/{id}/stream",
 }
 OF_NOBODY = {"/version"}  # for every token
 BODIES: dict[str, dict[str, Any]] = {
     "/v1/chat": {"message": "Hello"},
     "/v1/chat/fork": {"from_thread_id": "hers", "thread_id": "new"},
     "PATCH /v1/session": {"title": "Mine"},
+    "/v1/ai-sdk/chat": {"messages": [{"role": "user", "parts": [{"type": "text", "text": "Hello"}]}]},
 }
 
 
@@ -42,7 +45,8 @@ def named(call: Call[Any]) -> str:
 
 def asked(call: Call[Any], resource: str, thread: str) -> dict[str, Any]:
     """A request for a call that is right in everything but perhaps in whose thread it is."""
-    fields = {"resource_id": resource, **({"thread_id": thread} if "thread_id" in call.asks.model_fields else {})}
+    names = {"thread_id", "id"} & call.asks.model_fields.keys() - set(call.in_path)
+    fields = {"resource_id": resource, **dict.fromkeys(names, thread)}
     if call.method != "GET" and call.has_body:
         fields |= BODIES.get(named(call), BODIES.get(call.path, {}))
     if call.path == "/v1/chat/fork":
@@ -60,11 +64,11 @@ class Someone:
     async def call(self, call: Call[Any], resource: str, thread: str) -> httpx.Response:
         fields = asked(call, resource, thread)
         place: dict[str, Any] = {"json": fields} if call.has_body else {"params": fields}
-        return await self.request(call.method, call.path, **place)
+        return await self.request(call.method, call.path.format(id=thread), **place)
 
     async def request(self, method: str, path: str, **more: Any) -> httpx.Response:
-        client = self._sidecar.http
-        response = await client.send(client.build_request(method, path, headers=self._headers, **more), stream=True)
+        client, headers = self._sidecar.http, self._headers | more.pop("headers", {})
+        response = await client.send(client.build_request(method, path, headers=headers, **more), stream=True)
         if path == "/v1/events" and response.is_success:  # it has no end
             await response.aclose()
         else:
@@ -234,6 +238,20 @@ async def test_what_happens_is_told_to_those_whose_threads_they_are(people: Peop
     assert [event.id for event in everybodys.events[1:]] == [event.id for event in hers.events[1:] + his.events[1:]]
     several = await people["both"].request("GET", "/v1/events")
     assert (several.status_code, several.json()["errors"][0]["field"]) == (422, "resource_id")
+
+
+async def test_a_header_may_say_whose_a_chat_is_and_is_held_to_the_token(people: People) -> None:
+    async def load(who: str, **headers: str) -> httpx.Response:
+        return await people[who].request("GET", "/v1/ai-sdk/chat/hers", headers=headers)
+
+    (loaded, *others) = [await load(who, **{"X-Resource-Id": "alice"}) for who in ("alice", "both", "all")]
+    assert loaded.json()[0]["parts"] == [{"type": "text", "text": "My name is Alice"}]
+    assert [other.json() for other in others] == [loaded.json()] * 2
+    assert (await load("alice")).json() == loaded.json()  # a token for one resource says it
+    assert (await load("bob", **{"X-Resource-Id": "alice"})).json()["code"] == "session_not_found"
+    for who, field in (("both", "resource_id"), ("all", "X-Resource-Id")):
+        assert (await load(who)).json()["errors"][0]["field"] == field
+    assert (await load("all", **{"X-Resource-Id": "x" * 257})).json()["errors"][0]["field"] == "X-Resource-Id"
 
 
 async def test_only_an_unrestricted_token_adopts(people: People) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.faults import FaultyModel
+from tests.ai_sdk import chunks, load, post, texts, told
+from tests.faults import FaultyModel, hold
 from tests.figures import PREFIX, families, figure, until
 from tests.replicas import SECRET, Make, Replica, get, let_go, messages, until_gone, when_free
 from tests.server import SECONDS, a_moment, followed
@@ -23,8 +24,8 @@ async def test_a_conversation_goes_on_on_whichever_replica_it_lands(some_replica
         for number in range(1, 6):
             assert f"You have said {number} thing" in await replicas.any.say("t", f"thing {number}")
         for replica in replicas.members:
-            told = [text for role, text in await messages(replica, "t") if role == "user"]
-            assert told == [f"thing {number}" for number in range(1, 6)]
+            heard = [text for role, text in await messages(replica, "t") if role == "user"]
+            assert heard == [f"thing {number}" for number in range(1, 6)]
 
 
 async def test_a_replica_that_has_the_thread_again_keeps_its_process(some_replicas: Make) -> None:
@@ -104,6 +105,33 @@ async def test_a_turn_can_be_joined_from_any_replica_while_it_runs_and_after_it(
             assert [event.id for event in await again.rest()] == [event.id for event in stream.events]
         async with other.rejoin("t", after=events[-1].id) as over:
             assert over.response.status_code == 204
+
+
+async def test_a_chat_of_the_ai_sdk_goes_on_on_whichever_replica_it_lands(
+    some_replicas: Make, model: FaultyModel
+) -> None:
+    chat, of_alice = "a/b", {"x-resource-id": "alice"}
+    async with some_replicas(2) as (one, other):
+        assert told((await post(one, chat, [], "one")).text) == "You have said 1 thing: one"
+        await let_go(other, chat)
+        seen = (await load(other, chat)).json()
+        model.script(hold(1))
+        sending = asyncio.create_task(post(other, chat, seen, "two"))
+        await (await model.requested(2)).holding()
+        resuming = asyncio.create_task(one.http.get("/v1/ai-sdk/chat/a%2Fb/stream", headers=of_alice))
+        await one.settle()
+        shown = (await load(one, chat)).json()
+        assert texts(shown)[2:] == [("user", "two")]
+        busy = await post(one, chat, seen, "at once")
+        assert (busy.status_code, busy.json()["code"]) == (409, "thread_busy")
+        model.release()
+        assert chunks((await sending).text) == chunks((await resuming).text)
+        seen = (await load(one, chat)).json()
+        await let_go(one, chat)
+        assert told((await post(one, chat, seen, "three")).text).startswith("You have said 3 things")
+        await let_go(other, chat)
+        edited = await post(other, chat, seen[:2], "two, edited")
+        assert told(edited.text) == "You have said 2 things. First: one; last: two, edited"
 
 
 async def test_a_turn_can_be_stopped_from_any_replica(some_replicas: Make) -> None:

@@ -1,20 +1,20 @@
 """`/v1/chat`: run a turn, rejoin it, stop it, branch a thread."""
 
-import contextlib
 from dataclasses import replace
 from typing import Any, Literal, cast
 
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from session_sidecar.api.frames import Position, native
+from session_sidecar.api.frames import NATIVE, Dialect, Position
 from session_sidecar.api.http import Incoming, Json, unless_gone
 from session_sidecar.api.models import answers
 from session_sidecar.api.models.answers import session_object
 from session_sidecar.api.models.events import TurnSession
 from session_sidecar.api.models.requests import ChatRequest, ForkRequest, Thread
 from session_sidecar.api.models.texts import MAX_ID_CHARS
-from session_sidecar.api.streams import in_pieces, last_event_id, stream
+from session_sidecar.api.streams import Stream, last_event_id
 from session_sidecar.errors import InvalidRequest
 from session_sidecar.observe.tracing import as_the_caller_says
 from session_sidecar.sessions.reading import Session
@@ -61,16 +61,21 @@ async def fork(call: Incoming[ForkRequest]) -> Response:
 
 
 async def _begin(call: Incoming[Any], turn: TurnRequest) -> Response:
-    key = call.request.headers.get("idempotency-key")
-    if key is not None and not (1 <= len(key) <= MAX_ID_CHARS and key.isascii() and key.isprintable()):
-        message = f"must be 1 to {MAX_ID_CHARS} printable ASCII characters"
-        raise InvalidRequest("Nothing was started. See `errors`.", [{"field": "Idempotency-Key", "message": message}])
+    request = begun_by(call.request, turn)
     at = last_event_id(call.request)
-    request = replace(turn, idempotency_key=key, request_id=call.request.state.request_id)
     if at is not None:
         return _from(call, await call.services.turns.again(request, at.turn_id), at)
     with as_the_caller_says(call.request.headers):
         return _from(call, call.services.turns.begin(request), None)
+
+
+def begun_by(request: Request, turn: TurnRequest) -> TurnRequest:
+    """What is asked for, with what the request's headers say of it. Raises InvalidRequest."""
+    key = request.headers.get("idempotency-key")
+    if key is not None and not (1 <= len(key) <= MAX_ID_CHARS and key.isascii() and key.isprintable()):
+        message = f"must be 1 to {MAX_ID_CHARS} printable ASCII characters"
+        raise InvalidRequest("Nothing was started. See `errors`.", [{"field": "Idempotency-Key", "message": message}])
+    return replace(turn, idempotency_key=key, request_id=request.state.request_id)
 
 
 def _from(call: Incoming[Any], turn: Turn, at: Position | None) -> Response:
@@ -86,12 +91,13 @@ class TurnResponse(Response):
     The turn belongs to `Turns`; this only reads it. Each reader is counted, for `on_disconnect: cancel`.
     """
 
-    def __init__(self, call: Incoming[Any], turn: Turn, *, after: int = 0) -> None:
+    def __init__(self, call: Incoming[Any], turn: Turn, dialect: Dialect = NATIVE, *, after: int = 0) -> None:
         """Read `turn` from the event after the ID `after`."""
         self._turn = turn
+        self._dialect = dialect
         self._after = after
         self._settings = call.services.settings
-        self._as_json = wants_json(call.request.headers.get("accept", ""))
+        self._as_json = dialect.has_answers and wants_json(call.request.headers.get("accept", ""))
         self.background = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -106,10 +112,8 @@ class TurnResponse(Response):
                 await _answer(turn)(scope, receive, send)
                 return
             turn.log.check(self._after)
-            with contextlib.suppress(TimeoutError):  # a reader that takes nothing is dropped; it may rejoin
-                frames = native(turn.log, self._after, turn.id)
-                answer = stream(frames, self._settings, grace_seconds=self._settings.shutdown_seconds)
-                await answer(scope, receive, in_pieces(send, self._settings.send_seconds))
+            frames = self._dialect.frames(turn.log, self._after, turn.id)
+            await Stream(frames, self._settings, self._dialect.headers).serve(scope, receive, send)
 
 
 def _answer(turn: Turn) -> Response:

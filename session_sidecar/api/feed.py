@@ -1,7 +1,7 @@
 """`/v1/events`: what happens to threads, for whoever shows a list of them."""
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -9,10 +9,8 @@ from starlette.types import Receive, Scope, Send
 from session_sidecar.api.frames import FRAME, Position
 from session_sidecar.api.http import Incoming
 from session_sidecar.api.models.feed import EventsQuery
-from session_sidecar.api.streams import in_pieces, last_event_id, stream
+from session_sidecar.api.streams import Stream, last_event_id
 from session_sidecar.errors import SessionNotFound, Unauthorized, UnrestrictedOnly
-
-GRACE_SECONDS = 1.0  # for the end of a stream, which a closed feed comes to by itself
 
 
 async def follow_events(call: Incoming[EventsQuery]) -> Response:
@@ -34,12 +32,10 @@ class _Followed(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one reader."""
-        answer = stream(self._frames, self._settings, grace_seconds=GRACE_SECONDS)
-        with contextlib.suppress(TimeoutError):  # it may come back, and goes on where it was
-            await answer(scope, receive, in_pieces(send, self._settings.send_seconds))
+        await Stream(self._frames, self._settings).serve(scope, receive, send)
 
 
-async def _frames(call: Incoming[EventsQuery], after: Position | None) -> AsyncIterator[bytes]:
+async def _frames(call: Incoming[EventsQuery], after: Position | None) -> AsyncGenerator[bytes]:
     feed, is_replica = call.services.feed, call.services.access.is_replica(call.request.headers)
     name = feed.id.encode()
     with feed.reader(call.asked.resource_id, after, own_only=is_replica) as reader:

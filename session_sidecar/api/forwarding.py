@@ -10,6 +10,7 @@ import contextlib
 import json
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import quote
 
 from pydantic import BaseModel
 from starlette.datastructures import Headers
@@ -75,13 +76,15 @@ class Forwarded(Response):
     async def _answer(self, send: Send) -> None:
         asked: BaseModel = self._request.state.asked
         plain = asked.model_dump(exclude_unset=True)
+        path = self._request.scope["route"].path
+        for name in self._request.path_params:
+            path = path.replace(f"{{{name}:path}}", quote(plain.pop(name), safe=""))
         what: dict[str, Any] = {"params": plain}
         headers = {name: value for name, value in self._request.headers.items() if name in _ASKED_WITH}
         if self._request.method not in {"GET", "DELETE"}:
             what = {"content": json.dumps(plain)}
             headers["content-type"] = "application/json"
         headers["x-request-id"] = self._request.state.request_id
-        path = self._request.scope["route"].path
         async with self._peers.asked(self._there, self._request.method, path, headers=headers, **what) as answer:
             told = {name: answer.headers[name] for name in _ANSWERED_WITH if name in answer.headers}
             self._begun = True

@@ -4,7 +4,7 @@ A dialect makes the chunks of a response body of what a log gives it; it keeps n
 """
 
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import NamedTuple
 
 from session_sidecar.turns.events import CHUNK_BYTES, EventLog
@@ -21,6 +21,14 @@ class Position(NamedTuple):
     number: int
 
 
+class Dialect(NamedTuple):
+    """How a reader is told a turn. `frames` gets its log, the number of the event to go on after, and its ID."""
+
+    frames: Callable[[EventLog, int, str], AsyncGenerator[bytes]]
+    headers: Mapping[str, str] = {}
+    has_answers: bool = False  # whether `Accept: application/json` gets one answer instead
+
+
 def position(event_id: str) -> Position:
     """What an `id:` of the sidecar's says. Raises ValueError for any other text."""
     found = _ID.fullmatch(event_id)
@@ -29,7 +37,7 @@ def position(event_id: str) -> Position:
     return Position(found[1], int(found[2]))
 
 
-async def native(log: EventLog, after: int, turn_id: str) -> AsyncIterator[bytes]:
+async def native(log: EventLog, after: int, turn_id: str) -> AsyncGenerator[bytes]:
     """The events as they are: `id:` is the turn's ID and the number, `event:` the kind, `data:` one line."""
     name = turn_id.encode()
     while events := await log.after(after):
@@ -41,3 +49,6 @@ async def native(log: EventLog, after: int, turn_id: str) -> AsyncIterator[bytes
             yield b"\n\n"
         else:
             yield b"".join([FRAME % (name, number, kind.encode(), data) for number, kind, data in events])
+
+
+NATIVE = Dialect(native, has_answers=True)

@@ -73,7 +73,7 @@ async def on_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101 - registered for it
     if error.status_code == 405:
         path = get_route_path(request.scope)  # without what it is mounted below
-        methods = {call.method for call in CALLS if call.path == path}
+        methods = {call.method for call in CALLS if call.is_at(path)}
         allowed = ", ".join(sorted(methods | ({"HEAD"} if "GET" in methods else set[str]())))
         response = problem(request, MethodNotAllowed(f"This path takes {allowed}."))
         response.headers["Allow"] = allowed
@@ -82,7 +82,7 @@ async def on_http_error(request: Request, error: Exception) -> Response:
 
 
 async def on_client_gone(request: Request, error: Exception) -> Response:
-    """The exception handler for a client that left in mid-upload: nobody reads this, but the log has nginx's status."""
+    """The exception handler for a client that left: nobody reads this, but the log has nginx's status."""
     assert isinstance(error, ClientDisconnect)  # noqa: S101 - registered for it
     return Response(status_code=499)
 

@@ -12,10 +12,10 @@ from pydantic import TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 
 from session_sidecar import __version__
-from session_sidecar.api.http import Call, Nothing
+from session_sidecar.api.http import RESOURCE_HEADER, Call, Nothing
 from session_sidecar.api.models import answers, events, feed
 from session_sidecar.api.models.answers import Json
-from session_sidecar.api.models.components import EXAMPLE, FEED_EXAMPLE, HEADERS, PARAMETERS, STREAMS
+from session_sidecar.api.models.components import EXAMPLE, FEED_EXAMPLE, HEADERS, PARAMETERS, STREAMS, UI_EXAMPLE
 from session_sidecar.api.problems import OF_NO_CALL, problems_of, title
 from session_sidecar.errors import SidecarError
 
@@ -23,9 +23,9 @@ _REF = "#/components/schemas/{model}"
 _DESCRIPTION = """\
 Which Claude Agent SDK session belongs to which chat thread, and its turns as server-sent events.
 
-Every answer has an `X-Request-Id`. Unknown fields and parameters are refused. A path that is none is answered 404
-`not_found`, a method that a path does not take 405 `method_not_allowed` with the header `Allow`; a path that takes GET
-takes HEAD too. What is no HTTP gets a 400 of plain text.
+Every answer has an `X-Request-Id`. Unknown fields and parameters are refused, but for those of `/v1/ai-sdk`. A path
+that is none is answered 404 `not_found`, a method that a path does not take 405 `method_not_allowed` with the header
+`Allow`; a path that takes GET takes HEAD too. What is no HTTP gets a 400 of plain text.
 """
 _MEDIA: dict[Any, tuple[str, ...]] = {
     answers.TurnAnswer: ("text/event-stream", "application/json"),  # by what the caller accepts
@@ -34,8 +34,17 @@ _MEDIA: dict[Any, tuple[str, ...]] = {
     answers.Script: ("text/javascript",),
     answers.Figures: ("text/plain",),
     feed.Feed: ("text/event-stream",),
+    answers.UiMessageStream: ("text/event-stream",),
 }
-_EVENTS = {answers.TurnAnswer: ("ServerSentEvent", EXAMPLE), feed.Feed: ("FeedEvent", FEED_EXAMPLE)}
+_EVENTS: dict[Any, tuple[str, str]] = {
+    answers.TurnAnswer: ("ServerSentEvent", EXAMPLE),
+    feed.Feed: ("FeedEvent", FEED_EXAMPLE),
+    answers.UiMessageStream: ("UiMessageChunk", UI_EXAMPLE),
+}
+_OF_SHAPE: dict[Any, tuple[str, ...]] = {
+    answers.UiMessageStream: ("X-Vercel-AI-UI-Message-Stream",),
+    answers.UiMessages: ("Link",),
+}
 _OF_STREAMS = (events.SessionEvent, events.SdkMessage, events.EndEvent, *feed.EVENTS.values())
 _MAY_COME_AGAIN = (409, 429, 502, 503, 507)
 
@@ -137,23 +146,27 @@ def _query(call: Call[Any]) -> list[Json]:
         return []
     schema = call.asks.model_json_schema(schema_generator=_Untitled)
     needed, fields = schema.get("required", ()), schema["properties"].items()
-    return [_parameter(name, field, required=name in needed) for name, field in fields]
+    return [
+        _parameter(name, field, required=name in needed, where="path" if name in call.in_path else "query")
+        for name, field in fields
+    ]
 
 
-def _parameter(name: str, schema: Json, *, required: bool) -> Json:
-    """A field of a query: what is left out is null, but null cannot be sent."""
+def _parameter(name: str, schema: Json, *, required: bool, where: Literal["path", "query"]) -> Json:
+    """A field of a query or a path: what is left out is null, but null cannot be sent."""
     about = {"description": schema["description"]} if "description" in schema else {}
     if "anyOf" in schema:
         (schema,) = (one for one in schema["anyOf"] if one != {"type": "null"})
     schema = {key: value for key, value in schema.items() if key != "description"}
-    return {"name": name, "in": "query", "required": required, **about, "schema": schema}
+    return {"name": name, "in": where, "required": required, **about, "schema": schema}
 
 
 def _header_parameters(call: Call[Any]) -> list[Json]:
-    names = ["X-Request-Id"]
-    if answers.TurnAnswer in call.answers.values() and call.has_body:
+    names = ["X-Request-Id", *([RESOURCE_HEADER] if call.of_header else [])]
+    shapes = set(call.answers.values())
+    if call.has_body and shapes & {answers.TurnAnswer, answers.UiMessageStream}:
         names.append("Idempotency-Key")
-    if not _EVENTS.keys().isdisjoint(call.answers.values()):
+    if shapes & {answers.TurnAnswer, feed.Feed}:
         names.append("Last-Event-ID")
     return [_ref("parameters", name) for name in names]
 
@@ -168,6 +181,7 @@ def _answer(call: Call[Any], status: int, schemas: _Schemas) -> Json:
             name, example = _EVENTS[shape]
             response["content"]["text/event-stream"] = {"schema": _ref("schemas", name), "example": example}
             response["headers"] |= _headers("Cache-Control", "X-Accel-Buffering")
+        response["headers"] |= _headers(*_OF_SHAPE.get(shape, ()))
     return response
 
 

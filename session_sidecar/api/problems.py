@@ -16,7 +16,8 @@ Calls = Callable[[Call[Any]], bool]
 
 def _has_the_thread(call: Call[Any]) -> bool:
     """Whether a call is for the replica that has a thread, where there are several."""
-    return "resource_id" in call.asks.model_fields and (call.method != "GET" or call.path == "/v1/chat")
+    asked_there = call.method != "GET" or call.path == "/v1/chat" or call.of_header
+    return "resource_id" in call.asks.model_fields and asked_there
 
 
 # What is the same for all calls of a kind. Most of it is told before a call is looked at.

@@ -7,6 +7,8 @@ from typing import Any
 
 from session_sidecar import errors
 from session_sidecar.api import chat, feed, health, page, sessions
+from session_sidecar.api.ai_sdk import chat as ai_sdk
+from session_sidecar.api.ai_sdk.requests import Loading, Resuming, Sending
 from session_sidecar.api.docs import Docs
 from session_sidecar.api.http import Call, Nothing
 from session_sidecar.api.models import answers, requests
@@ -79,7 +81,6 @@ CALLS: tuple[Call[Any], ...] = (
         requests.ListQuery,
         {200: answers.SessionList},
         _TRANSCRIPTS,
-        is_reading=True,
     ),
     Call(
         "DELETE",
@@ -96,7 +97,6 @@ CALLS: tuple[Call[Any], ...] = (
         requests.SessionQuery,
         {200: answers.DescribedSession},
         (errors.SessionNotFound, *_TRANSCRIPTS),
-        is_reading=True,
     ),
     Call(
         "PUT",
@@ -146,7 +146,6 @@ CALLS: tuple[Call[Any], ...] = (
         requests.MessagesQuery,
         {200: answers.MessageList},
         (*_TRANSCRIPT, errors.SessionNotFound, errors.MessageNotFound),
-        is_reading=True,
     ),
     Call(
         "GET",
@@ -155,9 +154,35 @@ CALLS: tuple[Call[Any], ...] = (
         requests.Thread,
         {200: answers.Branches},
         (errors.SessionNotFound, *_TRANSCRIPTS),
-        is_reading=True,
     ),
     Call("GET", "/v1/events", feed.follow_events, feeds.EventsQuery, {200: feeds.Feed}),
+    Call(
+        "POST",
+        "/v1/ai-sdk/chat",
+        ai_sdk.send_message,
+        Sending,
+        {200: answers.UiMessageStream},
+        (*_BEGUN, *_FORK, errors.ThreadMoved),
+        of_header=True,
+    ),
+    Call(
+        "GET",
+        "/v1/ai-sdk/chat/{id}/stream",
+        ai_sdk.resume_stream,
+        Resuming,
+        {200: answers.UiMessageStream, 204: None},
+        (*_TURN, *_FORK, errors.ThreadMoved, errors.ReplayGone),
+        of_header=True,
+    ),
+    Call(
+        "GET",
+        "/v1/ai-sdk/chat/{id}",
+        ai_sdk.load_chat,
+        Loading,
+        {200: answers.UiMessages},
+        (*_TRANSCRIPT, errors.SessionNotFound, errors.MessageNotFound),
+        of_header=True,
+    ),
     Call("GET", "/ui", page.ui, Nothing, {200: answers.Html, 304: None}, admits="anybody"),
     Call("GET", "/ui/page.css", page.ui_style, Nothing, {200: answers.Style, 304: None}, admits="anybody"),
     Call("GET", "/ui/page.js", page.ui_script, Nothing, {200: answers.Script, 304: None}, admits="anybody"),

@@ -27,7 +27,7 @@ async def list_sessions(call: Incoming[ListQuery]) -> Response:
 
     A search may give less than a page, or nothing, while `has_more` says that there are more to look through.
     """
-    found, position = await call.services.reading.page(call.asked.listing)
+    found, position = await call.while_there(call.services.reading.page(call.asked.listing))
     after = encode(position) if position else None
     page: answers.SessionList = {
         "object": "list",
@@ -40,7 +40,9 @@ async def list_sessions(call: Incoming[ListQuery]) -> Response:
 
 async def get_session(call: Incoming[SessionQuery]) -> Response:
     """`GET /v1/session`: one mapping, with what the SDK's transcript tells of it unless `metadata=false`."""
-    return Json(session_object(await call.services.reading.session(call.asked.key, metadata=call.asked.metadata)))
+    asked = call.asked
+    looking = call.services.reading.session(asked.key, metadata=asked.metadata)
+    return Json(session_object(await call.while_there(looking) if asked.metadata else await looking))
 
 
 async def update_session(call: Incoming[SessionPatch]) -> Response:
@@ -92,7 +94,7 @@ async def list_messages(call: Incoming[MessagesQuery]) -> Response:
     """
     asked = call.asked
     wanted = Asked(asked.limit, asked.after, asked.order == "desc", compacted=asked.include is not None)
-    page = await call.services.reading.messages(asked.key, wanted, written)
+    page = await call.while_there(call.services.reading.messages(asked.key, wanted, written))
     # An `answers.MessageList` whose messages are written already.
     more, after = json.dumps(page.next is not None), json.dumps(page.next)
     body = f'{{"object":"list","data":[{",".join(page.written)}],"has_more":{more},"next":{after}}}'
@@ -105,7 +107,7 @@ async def show_branches(call: Incoming[Thread]) -> Response:
     A deleted ancestor is a node with `status: "deleted"`. `truncated` tells that the family has more threads than are
     shown.
     """
-    root, truncated = await call.services.reading.family(call.asked.key)
+    root, truncated = await call.while_there(call.services.reading.family(call.asked.key))
     branches: answers.Branches = {
         "object": "branches",
         "thread_id": call.asked.thread_id,

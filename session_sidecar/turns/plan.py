@@ -16,6 +16,7 @@ from session_sidecar.errors import (
     MessageNotFound,
     SessionNotFound,
     ThreadExists,
+    ThreadMoved,
     TranscriptMissing,
     UnsafeForkPoint,
 )
@@ -123,8 +124,8 @@ class Planner:
     async def look(self, request: TurnRequest) -> Seen:
         """What there is for a turn, whose thread this replica has from here on; nothing else is changed.
 
-        Raises HeldElsewhere, SessionNotFound, ThreadExists, TranscriptMissing, SessionAmbiguous, MessageNotFound,
-        UnsafeForkPoint and TranscriptsUnavailable.
+        Raises HeldElsewhere, SessionNotFound, ThreadExists, ThreadMoved, TranscriptMissing, SessionAmbiguous,
+        MessageNotFound, UnsafeForkPoint and TranscriptsUnavailable.
         """
         key = request.key
         if request.fork_of is not None:
@@ -132,6 +133,8 @@ class Planner:
             title = await self._transcripts.fork_title(parent.sdk_session_id)
             return Seen(branching=Branching(parent.thread_id, parent.sdk_session_id, point, title))
         mapping = await self._tenancy.enter(key)
+        if request.after_turn is not None:
+            await self._check_head(mapping, request.after_turn)
         if mapping is None:
             await self._transcripts.check()
             return Seen()
@@ -140,6 +143,12 @@ class Planner:
         if restarts and mapping.parent_thread_id is not None:
             return Seen(mapping, branching=await self._branching_again(mapping, mapping.parent_thread_id))
         return Seen(mapping, info, self._settled(key))
+
+    async def _check_head(self, mapping: SessionMapping | None, after_turn: str) -> None:
+        """Raise ThreadMoved if the thread's last turn is another one than its person has seen."""
+        last = await self._transcripts.head(mapping.sdk_session_id) if mapping is not None else None
+        if (last or "") != after_turn:
+            raise ThreadMoved("Nothing was started. Load the chat again, and send the message once more.")
 
     async def commit(self, key: ThreadKey, plan: Plan) -> None:
         """Change what the plan says.

@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from session_sidecar.errors import HeldElsewhere, IdempotencyMismatch, ReplayGone, ThreadExists
+from session_sidecar.errors import HeldElsewhere, IdempotencyMismatch, ReplayGone, ThreadExists, ThreadMoved
 from session_sidecar.settings import Settings
 from session_sidecar.turns.events import EventLog
 from session_sidecar.turns.keys import KEY_SECONDS, digest, gone, mismatch
@@ -27,8 +27,9 @@ MAX_KEYS = 10_000
 # What a turn takes in memory beside its events and its text.
 TURN_BYTES = 5 * 2**10
 SWEEP_SECONDS = 1.0
-# What was refused for the thread that it would make, for its key, or is another replica's, is no turn of the thread.
-_REFUSED = (ThreadExists, IdempotencyMismatch, ReplayGone, HeldElsewhere)
+# What was refused for the thread that it would make or that moved on, for its key, or is another replica's, is no turn
+# of the thread.
+_REFUSED = (ThreadExists, ThreadMoved, IdempotencyMismatch, ReplayGone, HeldElsewhere)
 
 _Key = tuple[str, str]
 
@@ -81,6 +82,18 @@ class Replay:
             raise gone(attempt.turn_id)
         self._use(attempt.turn)
         return attempt.turn
+
+    def begun(self, request: TurnRequest) -> TurnRequest | None:
+        """What an earlier attempt under the same key has asked for, whatever this one does; None where there is none.
+
+        Raises ReplayGone for a turn that is not held.
+        """
+        attempt = self._attempts.get(_key(request)) if request.idempotency_key is not None else None
+        if attempt is None:
+            return None
+        if attempt.turn is None:
+            raise gone(attempt.turn_id)
+        return attempt.turn.request
 
     def again(self, request: TurnRequest, turn: Turn | None, turn_id: str) -> Turn:
         """The turn that a reader comes back to with what had begun it.

@@ -23,7 +23,10 @@ Outcome = Literal["started", "resumed", "forked", "restarted", "reset"]
 
 @dataclass(frozen=True, slots=True)
 class TurnRequest:
-    """What a caller asks for. With `fork_of`: the first turn of a branch of that thread, cut after `at_message_id`."""
+    """What a caller asks for. With `fork_of`: the first turn of a branch of that thread, cut after `at_message_id`.
+
+    With `after_turn` the thread's last turn is to be the one of this ID, or there is to be none if that is empty.
+    """
 
     key: ThreadKey
     content: str | list[dict[str, Any]]
@@ -33,6 +36,7 @@ class TurnRequest:
     if_missing: Literal["restart", "fail"] = "restart"
     fork_of: ThreadKey | None = None
     at_message_id: str | None = None
+    after_turn: str | None = None
     idempotency_key: str | None = None
     request_id: str | None = field(default=None, compare=False)
 

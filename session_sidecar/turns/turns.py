@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Iterable
+from dataclasses import replace
 from typing import Literal, TypeVar
 
 from session_sidecar.agent.agents import Agents
@@ -94,6 +95,17 @@ class Turns:
         self._tasks.own(in_a_span(turn, request.agent, self._story.run(turn, self._exclusion.enter(turn))))
         self._replay.keep(turn)
         return turn
+
+    def begun(self, request: TurnRequest) -> TurnRequest | None:
+        """This request, for the place where an earlier attempt under its key has put it; None where there was none.
+
+        Raises ReplayGone.
+        """
+        earlier = self._replay.begun(request)
+        if earlier is None:
+            return None
+        names = ("key", "fork_of", "at_message_id", "after_turn")
+        return replace(request, **{name: getattr(earlier, name) for name in names})
 
     async def running(self, keys: Iterable[ThreadKey]) -> set[ThreadKey]:
         """Those of these threads on which a turn runs."""

@@ -32,25 +32,30 @@ class OwnedConnection(sqlite3.Connection):
         return self.cursor(_OwnedCursor).execute(statement, parameters)
 
     def check_files(self) -> None:
-        """Return if the files that are open are those at their paths, else raise StoreUnavailable.
+        """Return if the files that are open are those at their paths, else raise StoreUnavailable."""
+        moved = self.moved()
+        if moved is None:
+            return
+        path, what = moved
+        if path != next(iter(self._files or {})):
+            raise StoreUnavailable(f"{path} {what}: start the program again")
+        # Else the log would be taken for that of whichever database comes here, and overwrite it.
+        with suppress(sqlite3.Error):
+            super().execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        raise StoreUnavailable(f"{path} {what}: move it back, or stop the program, restore a backup and start it again")
+
+    def moved(self) -> tuple[str, str] | None:
+        """The first of the files that are open which is not at its path, and what is the matter with it.
 
         A stat each, a microsecond or two. An inode that is open is not given to another file meanwhile.
         """
-        for number, (path, opened) in enumerate((self._files or {}).items()):
+        for path, opened in (self._files or {}).items():
             try:
-                if _identity(path) == opened:
-                    continue
-                what = "is no longer the file that was opened"
+                if _identity(path) != opened:
+                    return path, "is no longer the file that was opened"
             except OSError as error:
-                what = f"cannot be found any more ({error.strerror})"
-            if number:
-                raise StoreUnavailable(f"{path} {what}: start the program again")
-            # Else the log would be taken for that of whichever database comes here, and overwrite it.
-            with suppress(sqlite3.Error):
-                super().execute("PRAGMA wal_checkpoint(TRUNCATE)")
-            raise StoreUnavailable(
-                f"{path} {what}: move it back, or stop the program, restore a backup and start it again"
-            )
+                return path, f"cannot be found any more ({error.strerror})"
+        return None
 
     def close(self) -> None:
         """Close the database, then let the next one have it."""

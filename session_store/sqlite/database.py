@@ -14,7 +14,7 @@ from typing import Any, Self
 import aiosqlite
 
 from session_store.errors import StoreUnavailable
-from session_store.sqlite.connection import translated
+from session_store.sqlite.connection import OwnedConnection, translated
 from session_store.sqlite.file import SCHEMA_VERSION
 
 logger = logging.getLogger(__name__)
@@ -34,8 +34,9 @@ def unobserved(kind: str, seconds: float) -> None:
 class Database:
     """A SQLite file that is open."""
 
-    def __init__(self, connection: aiosqlite.Connection, observe: Observe) -> None:
-        """Take over a connection that is ready for use; `of` makes one."""
+    def __init__(self, file: sqlite3.Connection, connection: aiosqlite.Connection, observe: Observe) -> None:
+        """Take over a file that is open, and its thread; `of` makes one."""
+        self._file = file
         self.connection = connection
         self._observe = observe
         self._closing: asyncio.Task[None] | None = None
@@ -45,7 +46,7 @@ class Database:
     async def of(cls, opened: sqlite3.Connection, observe: Observe) -> Self:
         """Give a connection that was just opened a thread of its own."""
         try:
-            return cls(await aiosqlite.Connection(lambda: opened, iter_chunk_size=64), observe)
+            return cls(opened, await aiosqlite.Connection(lambda: opened, iter_chunk_size=64), observe)
         except BaseException:  # cancelled: the thread ends by itself, the file is still ours to give back
             opened.close()
             raise
@@ -72,6 +73,11 @@ class Database:
         if rows:  # one that finds no row writes nothing
             self._note_trouble(None)
         return rows
+
+    @property
+    def is_in_place(self) -> bool:
+        """Whether the file is open, and the one at its path: else what is known of it counts for nothing."""
+        return self._closing is None and isinstance(self._file, OwnedConnection) and self._file.moved() is None
 
     async def check(self) -> None:
         """Return if the file can be used, else raise StoreUnavailable. After a failure it is written to."""

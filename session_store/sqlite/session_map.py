@@ -9,6 +9,7 @@ from session_store.mapping import LAST_MOMENT, Cursor, SessionMapping, ThreadKey
 from session_store.sqlite import pages
 from session_store.sqlite.database import Database, Observe, unobserved
 from session_store.sqlite.file import open_database, open_for_reading
+from session_store.sqlite.recent import Recent
 from session_store.sqlite.turn_keys import SqliteTurnKeys
 
 # `*` gives the columns in the order of schema.sql, which is the order of SessionMapping; user_version vouches for it.
@@ -49,9 +50,10 @@ RETURNING *
 class SqliteSessionMap:
     """A SessionMap in a SQLite file that this process alone has open."""
 
-    def __init__(self, database: Database) -> None:
-        """Take over a file that is open; `open` makes one."""
+    def __init__(self, database: Database, recent: Recent | None = None) -> None:
+        """Take over a file that is open; `open` makes one. `recent` is for the process that owns it."""
         self._database = database
+        self._recent = recent or Recent(0)
         self.turn_keys = SqliteTurnKeys(database)
         """See SessionMap."""
 
@@ -67,11 +69,17 @@ class SqliteSessionMap:
         It blocks the event loop for some milliseconds (a third of a second for a million rows): it belongs before
         serving. Whoever gets the map must close it, or the process will not end. Raises StoreInUse if it is another's.
         """
-        return cls(await Database.of(open_database(path), observe))
+        return cls(await Database.of(open_database(path), observe), Recent())
 
     async def get(self, key: ThreadKey) -> SessionMapping | None:
         """See SessionMap."""
-        return _first(await self._database.read("get", GET, _names(key)))
+        if (known := self._recent.get(key)) is not None and self._database.is_in_place:
+            return known
+        asked = self._recent.reading()
+        found = _first(await self._database.read("get", GET, _names(key)))
+        if found is not None:
+            self._recent.learn(asked, found)
+        return found
 
     async def add(
         self,
@@ -146,6 +154,7 @@ class SqliteSessionMap:
 
     async def bring(self, mapping: SessionMapping, *, settled: int = 0) -> None:
         """See Movable; what is settled is not kept."""
+        self._recent.writing(mapping.key)
         if not await self._database.write("add", BRING, columns_of(mapping)):
             raise ThreadMapped
 
@@ -160,7 +169,11 @@ class SqliteSessionMap:
     async def _write(
         self, kind: str, statement: str, key: ThreadKey, **parameters: str | int | None
     ) -> SessionMapping | None:
-        return _first(await self._database.write(kind, statement, _names(key) | parameters))
+        asked = self._recent.writing(key)
+        written = _first(await self._database.write(kind, statement, _names(key) | parameters))
+        if written is not None and kind != "remove":
+            self._recent.learn(asked, written)
+        return written
 
 
 def _names(key: ThreadKey) -> dict[str, str | int | None]:

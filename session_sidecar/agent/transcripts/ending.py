@@ -1,6 +1,7 @@
 """The end of a conversation, read from the end of its transcript: a page of it does not need the other 90 MiB."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,8 +19,10 @@ class Ending(NamedTuple):
     complete: bool
 
 
-def read_ending(path: Path, enough: int, *, size: int | None = None) -> Ending:
-    """At least the last `enough` messages in the first `size` bytes of a transcript, as the whole of it gives them.
+def read_ending(
+    path: Path, enough: int, *, size: int | None = None, count: Callable[[list[TranscriptMessage]], int] = len
+) -> Ending:
+    """At least the last messages in the first `size` bytes of a transcript that `count` for `enough`, as all give them.
 
     Fewer, or none, where `SHORT_BYTES` do not tell. Raises FileNotFoundError.
     """
@@ -30,7 +33,7 @@ def read_ending(path: Path, enough: int, *, size: int | None = None) -> Ending:
             lines = tail.split(b"\n")
             entries = list(entries_of(lines[1:] if start else lines))  # not a cut one
             found = ending(entries) if start else Ending(conversation(entries), True)
-            if found.complete or len(found.messages) >= enough or len(tail) >= SHORT_BYTES:
+            if found.complete or count(found.messages) >= enough or len(tail) >= SHORT_BYTES:
                 break
         return found
 

@@ -20,6 +20,7 @@ from claude_agent_sdk import SDKSessionInfo
 from session_sidecar.agent.transcripts import Revision, files
 from session_sidecar.agent.transcripts.chain import TranscriptMessage, read_whole
 from session_sidecar.agent.transcripts.ending import read_ending
+from session_sidecar.agent.transcripts.exchanges import all_exchanges, head, last_exchanges
 from session_sidecar.agent.transcripts.fork import copy
 from session_sidecar.agent.transcripts.lines import linked, tails
 from session_sidecar.agent.transcripts.readers import Readers
@@ -101,6 +102,14 @@ class Transcripts:
         if point is not None:
             return point
         return await self._readers.whole(_cut_whole, [path], at, end)
+
+    async def head(self, session_id: str) -> str | None:
+        """The UUID of the last prompt of a person's in a session; None where there is none, or no transcript.
+
+        Raises SessionAmbiguous.
+        """
+        found, sure, path = await self._readers.short(self._head, session_id)
+        return found if sure or path is None else await self._readers.whole(_head_of_all, [path])
 
     async def fork_title(self, session_id: str) -> str | None:
         """What a fork of a session is called that has a title, as the SDK calls its copies; None if it has none.
@@ -186,6 +195,15 @@ class Transcripts:
             return _cut(ending.messages, at), path
         return None, path
 
+    def _head(self, session_id: str) -> tuple[str | None, bool, Path | None]:
+        """The last prompt as far as the end of the file tells it, whether that is sure, and the file."""
+        path = self._find(session_id)
+        if path is None:
+            return None, True, None
+        found, complete = last_exchanges(path, 1)
+        name = head(found)
+        return name, complete or name is not None, path
+
     def _to_fork(self, session_id: str) -> tuple[Path, SDKSessionInfo]:
         """The file to copy, and what is known of it."""
         path = self._find(session_id)
@@ -239,6 +257,10 @@ def _look(path: Path, *_state: int) -> TranscriptInfo | None:
 
 def _cut_whole(paths: Sequence[Path], at: str | None, size: int | None) -> str:
     return _cut(read_whole(paths[0], size=size).messages, at)
+
+
+def _head_of_all(paths: Sequence[Path]) -> str | None:
+    return head(all_exchanges(paths, None))
 
 
 def _cut(messages: list[TranscriptMessage], at: str | None) -> str:

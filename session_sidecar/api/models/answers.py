@@ -20,6 +20,7 @@ Html = NewType("Html", str)
 Style = NewType("Style", str)
 Script = NewType("Script", str)
 Figures = NewType("Figures", str)  # as Prometheus reads them
+UiMessageStream = NewType("UiMessageStream", str)  # of the AI SDK
 
 
 class TurnAnswer(TypedDict):
@@ -30,6 +31,18 @@ class TurnAnswer(TypedDict):
     text: str
     result: Json | None
     stored: NotRequired[bool]  # whether the database has it by now, where that keeps transcripts
+
+
+class UiMessage(TypedDict):
+    """A message of a chat, as the AI SDK has it: a prompt, or all that answers it."""
+
+    id: str
+    role: Literal["user", "assistant"]
+    metadata: Json
+    parts: list[Json]
+
+
+UiMessages = list[UiMessage]
 
 
 class Interrupted(TypedDict):

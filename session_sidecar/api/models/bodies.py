@@ -57,6 +57,9 @@ class Bodies:
         """
         raw = bytearray()
         held = 0
+        # A conversation may come with its message.
+        beside = getattr(model, "most_bytes", 0)
+        most, most_raw = self._most + beside, self._most_raw + beside
         try:
             now = asyncio.get_running_loop().time
             end = now() + WHOLE_SECONDS
@@ -67,8 +70,8 @@ class Bodies:
                     raw += chunk
                     # No more than what is left when each escape, \n or \uXXXX, has become a character.
                     size += len(chunk) - (_ESCAPED - 1) * chunk.count(b"\\")
-                    if size > self._most or len(raw) > self._most_raw:
-                        raise self._too_large(model)
+                    if size > most or len(raw) > most_raw:
+                        raise self._too_large(model, most)
                     more = max(len(raw) - INLINE_BYTES, 0) - held
                     if self._held + more > self._most_held:
                         raise TooManyUploads("Too much is being received at once. Send it again.", retry_after=5)
@@ -87,10 +90,10 @@ class Bodies:
         finally:
             self._held -= held
 
-    def _too_large(self, model: type[BaseModel]) -> SidecarError:
+    def _too_large(self, model: type[BaseModel], most: int) -> SidecarError:
         if "message" in model.model_fields:
             return _message_too_large(self._max_message_bytes)
-        return BodyTooLarge(f"At most {self._most} bytes are read.")
+        return BodyTooLarge(f"At most {most} bytes are read.")
 
 
 def validated(model: type[M], data: Any) -> M:
@@ -113,8 +116,7 @@ def _parsed(raw: bytearray, loads: Callable[..., Any], model: type[M], max_messa
         text = raw.decode()
         raw.clear()
         data = loads(text, parse_constant=_refuse_constant)
-        message = data.get("message") if isinstance(data, dict) else None
-        size = _utf_8_bytes(message)
+        size = _utf_8_bytes(_message(data))
     except RecursionError:
         raise InvalidJson("The body is nested too deeply.") from None
     except ValueError as error:
@@ -122,6 +124,14 @@ def _parsed(raw: bytearray, loads: Callable[..., Any], model: type[M], max_messa
     if size > max_message_bytes:
         raise _message_too_large(max_message_bytes)
     return validated(model, data)
+
+
+def _message(data: Any) -> Any:
+    """What a body has for the model: its message, or the last of its messages."""
+    if not isinstance(data, dict):
+        return None
+    messages = data.get("messages")
+    return messages[-1] if isinstance(messages, list) and messages else data.get("message")
 
 
 def _loads_patiently(text: str, *, parse_constant: Callable[[str], Any]) -> Any:

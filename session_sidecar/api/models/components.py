@@ -19,6 +19,11 @@ HEADERS: Json = {
     "WWW-Authenticate": {"description": "`Bearer`: a token is needed.", "schema": {"type": "string"}},
     "Cache-Control": {"description": "Of a stream.", "schema": {"const": "no-store, no-transform"}},
     "X-Accel-Buffering": {"description": "Of a stream: nginx keeps nothing of it back.", "schema": {"const": "no"}},
+    "X-Vercel-AI-UI-Message-Stream": {"description": "The version of the AI SDK's stream.", "schema": {"const": "v1"}},
+    "Link": {
+        "description": 'To the messages before these, where there are any: `<?…>; rel="prev"`, relative to this call.',
+        "schema": {"type": "string"},
+    },
 }
 PARAMETERS: Json = {
     "X-Request-Id": {
@@ -41,6 +46,13 @@ PARAMETERS: Json = {
         "description": "Go on after this event. `<turn_id>-<n>` names its turn, and none is started; of `/v1/events` "
         "it is `<feed>-<n>`.",
         "schema": {"type": "string", "pattern": f"^(?:{EVENT_ID})?$"},
+    },
+    "X-Resource-Id": {
+        "name": "X-Resource-Id",
+        "in": "header",
+        "description": "Whose the chat is. It goes before `resource_id`; one of the two is needed, unless the token is "
+        "for one resource alone.",
+        "schema": {"type": "string", "pattern": f"^[!-~](?:[ -~]{{0,{MAX_ID_CHARS - 2}}}[!-~])?$"},
     },
 }
 
@@ -83,6 +95,16 @@ STREAMS: Json = {
         "required": ["id", "event", "data"],
         "oneOf": [_event({"const": kind}, shape) for kind, shape in feed.EVENTS.items()],
     },
+    "UiMessageChunk": {
+        "description": "One event of a UI message stream of the AI SDK: a chunk in one line of JSON, or `[DONE]` after "
+        "the last one. `start` comes first and has the message's ID and, in its metadata, `threadId`, `turnId`, "
+        "`sessionId`, `outcome`, `origin` and `model`; then steps, one an API reply, with `text-…`, `reasoning-…` and "
+        "`tool-…`, and transient `data-api-retry` and `data-task`. `finish` has `messageUuid` and `usage` in its "
+        "metadata; `abort` before it tells of a turn that was stopped, `error` in its place of one that failed.",
+        "type": "object",
+        "properties": {"event": {"const": "message"}, "data": {"type": "string"}},
+        "required": ["data"],
+    },
 }
 FEED_EXAMPLE = """\
 id: 0e9a3c54-6f0b-4d57-9c1e-1d2f7a6b8c90-41
@@ -94,6 +116,24 @@ data: {"type":"reset"}
 id: 0e9a3c54-6f0b-4d57-9c1e-1d2f7a6b8c90-42
 event: titled
 data: {"type":"titled","thread_id":"t1","resource_id":"alice","at":"2026-11-28T09:30:00.000000Z"}
+
+"""
+UI_EXAMPLE = """\
+data: {"type":"start","messageId":"63df1c2f-58a1-4c0e-9d0c-2c5b8d3a7e11-answer","messageMetadata":{…}}
+
+data: {"type":"start-step"}
+
+data: {"type":"text-start","id":"1-0"}
+
+data: {"type":"text-delta","id":"1-0","delta":"Hello"}
+
+data: {"type":"text-end","id":"1-0"}
+
+data: {"type":"finish-step"}
+
+data: {"type":"finish","finishReason":"stop","messageMetadata":{…}}
+
+data: [DONE]
 
 """
 EXAMPLE = """\

@@ -103,7 +103,9 @@ Content = Annotated[
 ]
 
 
-class _TurnOptions(_Model):
+class TurnOptions(_Model):
+    """The options of a turn."""
+
     agent: Annotated[Name, Field(description="which of the operator's presets answers")] = "default"
     multitask_strategy: Annotated[
         Literal["reject", "enqueue", "interrupt"],
@@ -131,7 +133,7 @@ class _TurnOptions(_Model):
         )
 
 
-class ChatRequest(Thread, _TurnOptions):
+class ChatRequest(Thread, TurnOptions):
     """The body of `POST /v1/chat`."""
 
     message: Annotated[Content, Field(examples=["My name is Ada"])]
@@ -141,7 +143,7 @@ class ChatRequest(Thread, _TurnOptions):
         return self._turn(self.key, self.message)
 
 
-class ForkRequest(Thread, _TurnOptions):
+class ForkRequest(Thread, TurnOptions):
     """The body of `POST /v1/chat/fork`."""
 
     from_thread_id: Annotated[ID, Field(description="the thread that is branched, of the same resource")]
