@@ -28,7 +28,7 @@ from session_sidecar.api.ai_sdk.chat import STREAM_HEADER
 from session_sidecar.api.front import HANDLERS, Front
 from session_sidecar.api.http import RESOURCE_HEADER, Services
 from session_sidecar.api.models.bodies import Bodies
-from session_sidecar.api.routes import CALLS
+from session_sidecar.api.routes import CALLS, OF_THE_PAGE
 from session_sidecar.observe.metrics import Metrics
 from session_sidecar.offline import OfflineModel
 from session_sidecar.replicas.opening import opened
@@ -152,7 +152,7 @@ def create_app(settings: Settings) -> Starlette:
             yield {"services": app.state.services}  # for the server's connections
 
     return Starlette(
-        routes=[call.route for call in CALLS],
+        routes=[call.route for call in CALLS if settings.ui == "on" or call not in OF_THE_PAGE],
         lifespan=lifespan,
         middleware=[Middleware(Front, access=access), *_cors(access)],
         exception_handlers=HANDLERS,

@@ -113,6 +113,7 @@ class Settings(BaseModel):
     retention_tags: str = Field(
         "", description="days of their own for threads of a tag, between commas: checkpoint:90,pinned:never"
     )
+    ui: Literal["on", "off"] = Field("on", description="`off`: the page `/ui` is not there")
 
     @classmethod
     def load(cls, environ: Mapping[str, str] | None = None, **overrides: Any) -> Self:

@@ -11,7 +11,7 @@ from tests.faults import FaultyModel
 from tests.modes import COLD, WARM
 from tests.server import Sidecar
 
-pytest_plugins = ("tests.postgres", "tests.replicas")
+pytest_plugins = ("tests.browser", "tests.postgres", "tests.replicas")
 _names = itertools.count(1)
 
 

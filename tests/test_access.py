@@ -51,3 +51,11 @@ def test_a_page_of_another_origin_is_refused() -> None:
     admit(scope(HERE, origin="http://localhost:3000"))
     with pytest.raises(ForbiddenOrigin):
         admit(scope(HERE, origin="https://example.org"))
+
+
+def test_the_page_of_a_name_of_ours_is_of_our_own_origin() -> None:
+    ours = Access(Settings.load({"SIDECAR_HOSTS": "chat.test"})).admit
+    ours(scope(HERE, "chat.test", origin="https://chat.test"))
+    for origin in ("https://chat.test:8000", "https://evil.test", "https://chat.test.evil.test", "null", "chat.test"):
+        with pytest.raises(ForbiddenOrigin):
+            ours(scope(HERE, "chat.test", origin=origin))

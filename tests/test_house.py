@@ -104,6 +104,7 @@ def test_the_wheel_installs_two_packages_and_nothing_else(installed: Path) -> No
     assert packages == {"session_store", HOUSE}
     assert (installed / "session_store" / "sqlite" / "schema.sql").exists()
     assert (installed / HOUSE / "api" / "docs.html").exists()
+    assert {path.name for path in (installed / HOUSE / "page").iterdir()} == {"index.html", "page.css", "page.js"}
 
 
 def test_somebodys_own_package_called_app_can_define_the_agents(installed: Path, tmp_path: Path) -> None:

@@ -183,6 +183,9 @@ async def test_the_running_sidecar_answers_as_it_is_documented(
         await call("DELETE", "/v1/sessions", {"resource_id": "alice"})
         for path in ("/healthz", "/readyz", "/version", "/metrics", "/openapi.json", "/docs"):
             await call("GET", path, {})
+        for path in ("/ui", "/ui/page.css", "/ui/page.js"):
+            first = await call("GET", path, {})
+            await call("GET", path, {}, 304, **{"if-none-match": first.headers["etag"]})
         path, query = "/v1/events", {"resource_id": "alice"}
         request = sidecar.http.build_request("GET", path, params=query, headers={"x-request-id": "1"})
         response = await sidecar.http.send(request, stream=True)

@@ -132,6 +132,9 @@ def test_every_call_says_whose_it_is_about_or_is_for_everybody() -> None:
         "/readyz",
         "/openapi.json",
         "/docs",
+        "/ui",
+        "/ui/page.css",
+        "/ui/page.js",
     }
 
 

@@ -36,6 +36,9 @@ async def test_a_person_is_told_what_to_do_and_what_is_told_works(tmp_path: Path
         assert "warning no real model answers" in terminal.screen
         command = re.search(r"try +(curl .*?)\n +stop", terminal.screen, re.DOTALL)
         assert command is not None
+        page = re.search(r"page +(http://\S+/ui)\s", terminal.screen)
+        assert page is not None
+        assert "<title>session-sidecar</title>" in (await shell("", f"curl -s {page[1]}")).out
         tried = await shell("", command[1])
         assert "You have said 1 thing: Hello" in tried.out
         assert '"status":"completed"' in tried.out

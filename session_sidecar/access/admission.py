@@ -126,7 +126,9 @@ class Access:
         if get_route_path(scope) not in PROBES and _hostname("//" + headers.get("host", "")) not in self._hosts:
             raise ForbiddenHost("The Host header names none of this server's names; SIDECAR_HOSTS adds some.")
         origin = headers.get("origin")
-        if origin is not None and origin not in self.origins and _hostname(origin) not in LOOPBACK:
+        # The page `/ui` is of this server's own origin, under whichever of its names; its scheme may be a proxy's.
+        own = origin is not None and origin.partition("://")[2] == headers.get("host")
+        if origin is not None and not own and origin not in self.origins and _hostname(origin) not in LOOPBACK:
             raise ForbiddenOrigin(
                 "Browsers may call only from this server's own origin and those that SIDECAR_ORIGINS names. Proxy "
                 "through your backend, or add this one."

@@ -30,6 +30,8 @@ that is none is answered 404 `not_found`, a method that a path does not take 405
 _MEDIA: dict[Any, tuple[str, ...]] = {
     answers.TurnAnswer: ("text/event-stream", "application/json"),  # by what the caller accepts
     answers.Html: ("text/html",),
+    answers.Style: ("text/css",),
+    answers.Script: ("text/javascript",),
     answers.Figures: ("text/plain",),
     feed.Feed: ("text/event-stream",),
     answers.UiMessageStream: ("text/event-stream",),

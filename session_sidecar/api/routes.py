@@ -6,7 +6,7 @@ The README's table is held to this one by a test, and so are the router and the 
 from typing import Any
 
 from session_sidecar import errors
-from session_sidecar.api import chat, feed, health, sessions
+from session_sidecar.api import chat, feed, health, page, sessions
 from session_sidecar.api.ai_sdk import chat as ai_sdk
 from session_sidecar.api.ai_sdk.requests import Loading, Resuming, Sending
 from session_sidecar.api.docs import Docs
@@ -183,6 +183,9 @@ CALLS: tuple[Call[Any], ...] = (
         (*_TRANSCRIPT, errors.SessionNotFound, errors.MessageNotFound),
         of_header=True,
     ),
+    Call("GET", "/ui", page.ui, Nothing, {200: answers.Html, 304: None}, admits="anybody"),
+    Call("GET", "/ui/page.css", page.ui_style, Nothing, {200: answers.Style, 304: None}, admits="anybody"),
+    Call("GET", "/ui/page.js", page.ui_script, Nothing, {200: answers.Script, 304: None}, admits="anybody"),
     Call("GET", "/healthz", health.healthz, Nothing, {200: answers.Health}, admits="anybody"),
     Call(
         "GET",
@@ -204,3 +207,5 @@ CALLS: tuple[Call[Any], ...] = (
     Call("GET", "/openapi.json", _docs.openapi, Nothing, {200: answers.Json}, admits="anybody"),
     Call("GET", "/docs", _docs.page, Nothing, {200: answers.Html}, admits="anybody"),
 )
+
+OF_THE_PAGE = tuple(call for call in CALLS if call.path.startswith("/ui"))

@@ -47,13 +47,14 @@ class Plain(logging.Formatter):
 
 
 def welcome(settings: Settings, server: Server) -> None:
-    """Say where it listens, where it keeps things, who answers, and what to try."""
+    """Say where it listens, where it keeps things, who answers, where the page is, and what to try."""
     url = server.url
     way = f"--unix-socket {shlex.quote(server.uds)} " if server.uds is not None else ""
     command = f"curl -N {way}{url}/v1/chat -H 'content-type: application/json' \\\n            -d {shlex.quote(_TRY)}"
     rows = {
         "home": f"{settings.home.absolute()}: everything is kept there",
         "model": _MODELS[server.lifespan.state["services"].turns.model],
+        **({"page": f"{url}/ui"} if settings.ui == "on" and server.uds is None else {}),
         "try": command,
         "stop": "Ctrl-C",
     }

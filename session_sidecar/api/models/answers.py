@@ -17,6 +17,8 @@ if TYPE_CHECKING:  # `written` runs in the process that reads long transcripts, 
 
 Json = dict[str, Any]
 Html = NewType("Html", str)
+Style = NewType("Style", str)
+Script = NewType("Script", str)
 Figures = NewType("Figures", str)  # as Prometheus reads them
 UiMessageStream = NewType("UiMessageStream", str)  # of the AI SDK
 
