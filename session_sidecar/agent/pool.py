@@ -9,7 +9,7 @@ One that is at work in the background is kept as long as that takes, whatever is
 import asyncio
 import dataclasses
 import sys
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from claude_agent_sdk import ClaudeAgentOptions
@@ -171,8 +171,8 @@ class ProcessPool:
             return True
         return sum(self._warm[key].size for key in keys) + more_bytes <= self._most_bytes
 
-    def _make_room(self, closable: Iterable[ThreadKey], *, more: int = 0) -> None:
-        """Close what was not used for longest until those that are not at work can be kept, and so many more."""
+    def _make_room(self, closable: Collection[ThreadKey], *, more: int = 0) -> None:
+        """Close these, the first ones first, until those that are not at work can be kept, and so many more."""
         resting = dict.fromkeys(self._resting())
         for key in closable:
             if self._fits(resting, more=more):
