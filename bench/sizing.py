@@ -37,7 +37,7 @@ LEAVES = 0.1  # of those who leave their threads: how often the next message beg
 IDLE_SECONDS = 300.0  # the default of SIDECAR_WARM_IDLE_SECONDS
 SHARES = (0.32, 0.64, 1.28)  # processes that are kept for a person, where orders are compared
 PEOPLE_A_CORE = 100  # so many, or fewer, have a core for starts; there are two at least
-TURNS = 6_000  # that are counted, after as long as it takes to have the pool full
+TURNS = 2_500  # that are counted, after as long as it takes to have the pool full
 OPTIONS = ClaudeAgentOptions()
 
 
@@ -216,12 +216,12 @@ async def simulate(people: People, kept: int, costs: Costs, order: str = ORDERS[
             state = Fingerprint(str(key), 0, Revision(0), "default", OPTIONS)
             uses.spoken(key, began)
             process, answered = pool.take(key, state), rng.choice(costs.warm)
-            if began >= people.begin:
-                warm.append(process is not None)
+            came = process is not None
             if process is None:
                 process = cast("AgentProcess", Process(max(0.0, rng.choice(costs.cold) - usual) / 1000))
                 await starts.start(process)
             if began >= people.begin:
+                warm.append(came)
                 first.append((loop.time() - began) * 1000 + answered)
             await asyncio.sleep(message.answer)
             pool.keep(key, state, process)
