@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help run test test-all check bench lock clean
+.PHONY: help run test test-all check bench bench-compare lock clean
 PYTHON ?= python3
 PORT ?= 8000
 BIN := .venv/bin
@@ -7,7 +7,7 @@ BESIDE := -n auto --dist worksteal
 ORDER ?= # of the tests; `-p randomly --randomly-seed=1` shuffles them
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: .venv/run ## the sidecar on 127.0.0.1:8000 (PORT=… moves it); answers offline where no credentials are set
 	@exec $(BIN)/session-sidecar serve --model auto --port $(PORT)
@@ -29,6 +29,9 @@ check: .venv/dev ## ruff, the type checker, the floors of the house, and known h
 
 bench: .venv/bench ## measure it against what else there is, in about half an hour; writes bench/results.*
 	$(BIN)/python -m bench
+
+bench-compare: .venv/bench ## what got slower or faster than in the last version that bench/results/ has
+	@$(BIN)/python -m bench.compare
 
 lock: .venv/dev ## write the lock files anew from pyproject.toml
 	$(BIN)/pip install --quiet uv

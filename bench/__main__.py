@@ -1,4 +1,7 @@
-"""`make bench`: everything is measured in one run, side by side. Parts can be named: `python -m bench latency`."""
+"""`make bench`: everything is measured in one run, side by side. Parts can be named: `python -m bench latency`.
+
+Those of ALONE are no part of it. Each has figures of its own, which a run of it alone puts into `results.json`.
+"""
 
 import importlib
 import sys
@@ -11,6 +14,7 @@ from bench.report import conditions, draw, keep, tell
 from bench.samples import Samples
 
 ROUNDS = {"latency": 21, "throughput": 3, "deltas": 5, "mappings": 5, "replicas": 5}
+ALONE = {"sizing": 1, "live": 1, "stampede": 3, "memory": 1}
 HERE = Path(__file__).parent
 
 
@@ -22,11 +26,13 @@ async def main(parts: list[str]) -> None:
             home = Path(directory) / part
             home.mkdir()
             print(f"measuring {part} …", flush=True)
-            await importlib.import_module(f"bench.{part}").measure(home, samples, ROUNDS[part])
+            await importlib.import_module(f"bench.{part}").measure(home, samples, (ROUNDS | ALONE)[part])
     tell(samples, run)
     if parts == list(ROUNDS):
         keep(samples, run, HERE / "results.json")
         draw(samples, HERE / "results.png")
+    elif set(parts) <= set(ALONE):
+        keep(samples, run, HERE / "results.json", alone=parts)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import json
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -54,11 +54,15 @@ def tell(samples: Samples, run: Mapping[str, Any]) -> None:
     console.print(table)
 
 
-def keep(samples: Samples, run: Mapping[str, Any], path: Path) -> None:
-    """Every figure, in a file."""
-    lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(values)}" for name, values in samples.all.items())
-    text = f'{{\n "conditions": {json.dumps(dict(run))},\n "samples": {{\n{lines}\n }}\n}}\n'
-    path.write_text(text, encoding="utf-8")
+def keep(samples: Samples, run: Mapping[str, Any], path: Path, *, alone: Sequence[str] = ()) -> None:
+    """Every figure, in a file, beside those of other parts that it has; `alone` are the parts that were measured so."""
+    kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"conditions": {}, "samples": {}}
+    measured = {name.partition(" | ")[0] for name in samples.all}
+    figures = {name: of for name, of in kept["samples"].items() if name.partition(" | ")[0] not in measured}
+    told = {part: dict(run) for part in alone} if alone else run
+    lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(of)}" for name, of in (figures | samples.all).items())
+    conditions = json.dumps(kept["conditions"] | told)
+    path.write_text(f'{{\n "conditions": {conditions},\n "samples": {{\n{lines}\n }}\n}}\n', encoding="utf-8")
 
 
 def draw(samples: Samples, path: Path) -> None:

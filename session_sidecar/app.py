@@ -207,10 +207,15 @@ def make_turns(
     idle_seconds = settings.warm_idle_seconds
     starts = Starts(
         os.cpu_count() or 1,
-        for_one_turn=settings.most_warm_sessions == 0,
+        for_one_turn=settings.warm_sessions == 0,
         on_start=metrics.process_started,
     )
-    pool = ProcessPool(warm=settings.most_warm_sessions, idle_seconds=idle_seconds, work_seconds=settings.turn_seconds)
+    pool = ProcessPool(
+        warm=settings.warm_sessions,
+        memory=settings.most_warm_bytes,
+        idle_seconds=idle_seconds,
+        work_seconds=settings.turn_seconds,
+    )
     spares = Spares(starts, most=settings.spare_processes, idle_seconds=idle_seconds, make=maker(agents))
     exclusion, processes = Exclusion(queue_turns=settings.queue_turns), Processes(agents, starts, pool, spares)
     replay, planner = (

@@ -13,8 +13,9 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 ENV_PREFIX = "SIDECAR_"
-_MOST_WARM = 32
-_CLI_BYTES = 130 * 2**20  # what a connected CLI takes of its own, and some
+CLI_BYTES = 130 * 2**20
+"""What a connected CLI takes of its own (97 to 107 MiB), and some."""
+_UNITS = {"MiB": 2**20, "GiB": 2**30}
 _SECRET_CHARS = 16
 _MOST_DAYS = 36_500
 _POSTGRES = ("postgresql://", "postgres://")
@@ -81,7 +82,12 @@ class Settings(BaseModel):
     warm_sessions: int | None = Field(
         None,
         ge=0,
-        description="sessions that stay connected after a turn; by default in a quarter of the memory, at most 32",
+        description="sessions that stay connected after a turn; by default as many as SIDECAR_WARM_MEMORY holds",
+    )
+    warm_memory: str | None = Field(
+        None,
+        description="memory that they may take together, like 4GiB or 512MiB: what is measured of each when it falls "
+        "idle. By default a quarter of the memory, or no bound where SIDECAR_WARM_SESSIONS is given",
     )
     warm_idle_seconds: float = Field(300, gt=0, description="an unused connected process is closed after this")
     spare_processes: int = Field(1, ge=0, description="connected processes that wait for new threads, an agent")
@@ -195,6 +201,15 @@ class Settings(BaseModel):
         """For how many days an unused thread of a tag is kept; None is for ever."""
         return _days_of_tags(self.retention_tags)
 
+    @field_validator("warm_memory")
+    @classmethod
+    def _memory(cls, value: str | None) -> str | None:
+        if value is not None and not (value[:-3].isdecimal() and value.isascii() and value[-3:] in _UNITS):
+            raise ValueError(f"{value!r} is no size; one is like 4GiB or 512MiB, a whole number and its unit")
+        if value is not None and _bytes_of(value) < CLI_BYTES:
+            raise ValueError("is less than one process takes, 130MiB; SIDECAR_WARM_SESSIONS=0 keeps none")
+        return value
+
     @property
     def served_hosts(self) -> frozenset[str]:
         """The names in a Host header that are this server's, beside those of loopback."""
@@ -207,15 +222,16 @@ class Settings(BaseModel):
         return frozenset(_split(self.origins))
 
     @property
-    def most_warm_sessions(self) -> int:
-        """How many sessions to keep connected: by default in a quarter of the memory there is, and at most 32."""
-        by_memory = min(_MOST_WARM, _clis_that_fit())
-        return by_memory if self.warm_sessions is None else self.warm_sessions
+    def most_warm_bytes(self) -> int | None:
+        """What sessions that stay connected may take together, in bytes; None where only their number is bounded."""
+        if self.warm_memory is not None:
+            return _bytes_of(self.warm_memory)
+        return None if self.warm_sessions is not None else memory_bytes() // 4
 
     @property
     def most_prepared(self) -> int:
         """Of how many agents to start spares beforehand: as many as fit in a quarter of the memory; at least one."""
-        return max(1, _clis_that_fit() // max(1, self.spare_processes))
+        return max(1, memory_bytes() // 4 // CLI_BYTES // max(1, self.spare_processes))
 
     @property
     def replay_bytes_of_all(self) -> int:
@@ -226,7 +242,7 @@ class Settings(BaseModel):
         """Every setting with the value that it has here, as JSON; defaults that the machine decides, as it does."""
         return self.model_dump(mode="json") | {
             "home": str(self.home.absolute()),
-            "warm_sessions": self.most_warm_sessions,
+            "warm_memory": None if (most := self.most_warm_bytes) is None else f"{most // 2**20}MiB",
             "replay_bytes_total": self.replay_bytes_of_all,
         }
 
@@ -296,9 +312,8 @@ def _no_such(name: str, names: Iterable[str]) -> str:
     return f"no such setting; {hint}"
 
 
-def _clis_that_fit() -> int:
-    """How many CLIs a quarter of the memory holds."""
-    return memory_bytes() // 4 // _CLI_BYTES
+def _bytes_of(size: str) -> int:
+    return int(size[:-3]) * _UNITS[size[-3:]]
 
 
 def memory_bytes() -> int:

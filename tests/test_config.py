@@ -10,7 +10,7 @@ import pytest
 
 from session_sidecar.cli.config import MASK, config, masked
 from session_sidecar.cli.serve import serve
-from session_sidecar.settings import Settings
+from session_sidecar.settings import Settings, memory_bytes
 from tests.terminal import Terminal, command
 
 
@@ -34,10 +34,11 @@ async def test_every_setting_is_told_with_its_value_and_who_has_said_so(tmp_path
 async def test_what_the_machine_decides_is_told_as_it_works_out_here() -> None:
     rows = await printed()
     plain = Settings.load({})
-    assert rows["SIDECAR_WARM_SESSIONS"]["value"] == plain.most_warm_sessions
+    assert rows["SIDECAR_WARM_MEMORY"]["value"] == f"{memory_bytes() // 4 // 2**20}MiB"
     assert rows["SIDECAR_REPLAY_BYTES_TOTAL"]["value"] == plain.replay_bytes_of_all
     assert rows["SIDECAR_HOME"]["value"] == str(Path("var").absolute())
-    assert (await printed(SIDECAR_WARM_SESSIONS="0"))["SIDECAR_WARM_SESSIONS"]["value"] == 0
+    rows = await printed(SIDECAR_WARM_SESSIONS="0")
+    assert (rows["SIDECAR_WARM_SESSIONS"]["value"], rows["SIDECAR_WARM_MEMORY"]["value"]) == (0, None)
 
 
 async def test_a_wrong_setting_is_told_as_serve_tells_it() -> None:

@@ -12,13 +12,16 @@ from session_sidecar.agent.process import AgentProcess
 from session_store import ThreadKey
 
 OPTIONS = ClaudeAgentOptions()
+MIB = 2**20
 
 
 class FakeProcess:
     """A process that is connected, and says what it is told to say."""
 
-    def __init__(self, *, alive: bool = True, at_work: bool = False, speaks: bool = False) -> None:
+    def __init__(self, *, alive: bool = True, at_work: bool = False, speaks: bool = False, mib: int = 100) -> None:
         self.is_alive, self.at_work, self.speaks = alive, at_work, speaks
+        self.mib = mib
+        self.weighed = asyncio.Event()
         self.closed = asyncio.Event()
         self.news: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
@@ -29,6 +32,10 @@ class FakeProcess:
         news = await asyncio.shield(self.news)
         self.news = asyncio.get_running_loop().create_future()
         return news
+
+    async def own_bytes(self) -> int:
+        self.weighed.set()
+        return self.mib * MIB
 
     async def close(self) -> None:
         self.is_alive = False
@@ -49,11 +56,11 @@ def state(session_id: str = "s", **fields: Any) -> Fingerprint:
 
 
 @pytest.fixture
-async def make() -> AsyncIterator[Callable[[int], ProcessPool]]:
+async def make() -> AsyncIterator[Callable[..., ProcessPool]]:
     made: list[ProcessPool] = []
 
-    def make(warm: int) -> ProcessPool:
-        made.append(ProcessPool(warm=warm, idle_seconds=300, work_seconds=300))
+    def make(warm: int | None = None, memory: int | None = None) -> ProcessPool:
+        made.append(ProcessPool(warm=warm, memory=memory, idle_seconds=300, work_seconds=300))
         return made[-1]
 
     yield make
@@ -61,7 +68,7 @@ async def make() -> AsyncIterator[Callable[[int], ProcessPool]]:
         await pool.close()
 
 
-Make = Callable[[int], ProcessPool]
+Make = Callable[..., ProcessPool]
 
 
 async def test_a_process_is_used_again_if_everything_is_as_it_was(make: Make) -> None:
@@ -112,6 +119,59 @@ async def test_the_least_recently_used_makes_room(make: Make) -> None:
         assert pool.keep(key(name), state(name), real(process))
     await pool.drop(key("a"))
     assert [process.closed.is_set() for process in processes] == [True, False, False]
+
+
+async def keep_all(pool: ProcessPool, processes: dict[str, FakeProcess]) -> set[str]:
+    """Keep one after another, each once the one before was weighed; the names of those that are kept in the end."""
+    for name, process in processes.items():
+        assert pool.keep(key(name), state(name), real(process))
+        await process.weighed.wait()
+        await asyncio.sleep(0)  # what is decided on that
+    return {name for name in processes if pool.has(key(name), state(name))}
+
+
+@pytest.mark.parametrize(
+    ("sizes", "kept"),
+    [
+        ((100, 100, 100, 100, 100), "abcde"),
+        ((100, 100, 100, 100, 101), "bcde"),
+        ((300, 100, 100), "abc"),
+        ((300, 100, 150), "bc"),
+        ((100, 100, 450), "c"),
+        ((100, 100, 501), ""),
+    ],
+    ids=str,
+)
+async def test_the_least_recently_used_make_room_until_what_each_takes_fits(
+    make: Make, sizes: tuple[int, ...], kept: str
+) -> None:
+    pool = make(memory=500 * MIB)
+    assert await keep_all(pool, {n: FakeProcess(mib=mib) for n, mib in zip("abcde", sizes, strict=False)}) == set(kept)
+
+
+@pytest.mark.parametrize(("warm", "memory", "kept"), [(2, 500, "bc"), (3, 250, "bc"), (3, 300, "abc")])
+async def test_of_a_number_and_a_size_the_tighter_one_counts(make: Make, warm: int, memory: int, kept: str) -> None:
+    assert await keep_all(make(warm, memory * MIB), {name: FakeProcess() for name in "abc"}) == set(kept)
+
+
+async def test_what_is_at_work_is_weighed_when_it_comes_to_rest(make: Make) -> None:
+    pool, working = make(memory=250 * MIB), FakeProcess(at_work=True, mib=200)
+    pool.keep(key("a"), state("a"), real(working))
+    assert await keep_all(pool, {name: FakeProcess() for name in "bc"}) == {"b", "c"}
+    working.at_work = False
+    working.news.set_result("rest")
+    await working.closed.wait()  # it was kept first
+    assert pool.resting == 2
+
+
+@pytest.mark.parametrize(("memory", "mib", "kept"), [(300, 100, "ab"), (200, 100, "a"), (300, 250, "a")])
+async def test_a_hint_takes_no_memory_from_what_a_turn_has_had(make: Make, memory: int, mib: int, kept: str) -> None:
+    pool, hinted = make(memory=memory * MIB), FakeProcess(mib=mib)
+    await keep_all(pool, {"a": FakeProcess()})
+    if pool.keep(key("b"), state("b"), real(hinted), hinted=1.0):
+        await hinted.weighed.wait()
+        await asyncio.sleep(0)
+    assert {name for name in "ab" if pool.has(key(name), state(name))} == set(kept)
 
 
 async def test_none_that_is_at_work_makes_room_or_takes_any(make: Make) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from session_sidecar.settings import Settings, SettingsError
+from session_sidecar.settings import Settings, SettingsError, memory_bytes
 
 
 def test_everything_has_a_default() -> None:
@@ -39,6 +39,10 @@ def test_tags_have_days_of_their_own_or_none() -> None:
         ({"SIDECAR_RETENTION_TAGS": "a:nan"}, "SIDECAR_RETENTION_TAGS: "),
         ({"SIDECAR_RETENTION_TAGS": ":90"}, "SIDECAR_RETENTION_TAGS: "),
         ({"SIDECAR_RETENTION_TAGS": "a:1,a:never"}, "SIDECAR_RETENTION_TAGS: 'a' is there twice"),
+        ({"SIDECAR_WARM_MEMORY": "4GB"}, "SIDECAR_WARM_MEMORY: '4GB' is no size; one is like 4GiB or 512MiB"),
+        ({"SIDECAR_WARM_MEMORY": "4294967296"}, "SIDECAR_WARM_MEMORY: '4294967296' is no size"),
+        ({"SIDECAR_WARM_MEMORY": "0.5GiB"}, "SIDECAR_WARM_MEMORY: '0.5GiB' is no size"),
+        ({"SIDECAR_WARM_MEMORY": "129MiB"}, "SIDECAR_WARM_MEMORY: is less than one process takes, 130MiB"),
     ],
 )
 def test_a_wrong_setting_or_a_name_that_is_none_is_refused_by_name(environ: dict[str, str], complaint: str) -> None:
@@ -49,3 +53,19 @@ def test_a_wrong_setting_or_a_name_that_is_none_is_refused_by_name(environ: dict
 
 def test_what_the_command_line_finds_its_sidecar_by_is_no_setting_of_the_server() -> None:
     assert Settings.load({"SIDECAR_URL": "http://localhost:8001", "SIDECAR_TOKEN": "x"}) == Settings.load({})
+
+
+@pytest.mark.parametrize(
+    ("environ", "most"),
+    [
+        ({}, memory_bytes() // 4),
+        ({"SIDECAR_WARM_SESSIONS": "3"}, None),
+        ({"SIDECAR_WARM_MEMORY": "512MiB"}, 512 * 2**20),
+        ({"SIDECAR_WARM_MEMORY": "4GiB", "SIDECAR_WARM_SESSIONS": "3"}, 4 * 2**30),
+    ],
+    ids=lambda given: "+".join(given) if isinstance(given, dict) else None,
+)
+def test_memory_bounds_what_stays_connected_unless_only_a_number_is_given(
+    environ: dict[str, str], most: int | None
+) -> None:
+    assert Settings.load(environ).most_warm_bytes == most

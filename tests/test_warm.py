@@ -150,6 +150,16 @@ async def test_the_least_recently_used_makes_room(warm: Sidecar, thread: str) ->
         await warm.process_of(name)
 
 
+async def test_what_no_longer_fits_into_the_memory_for_them_is_closed(a_sidecar: Make, thread: str) -> None:
+    async with a_sidecar(SIDECAR_WARM_SESSIONS="32", SIDECAR_WARM_MEMORY="256MiB") as sidecar:
+        kept = []
+        for number in range(3):  # of some 100 MiB each
+            await sidecar.say(f"{thread}-{number}", "Hello")
+            kept.append(await sidecar.process_of(f"{thread}-{number}"))
+        assert await gone(kept[:1], SECONDS)
+        assert sorted(sidecar.cli_processes()) == sorted(kept[1:])
+
+
 @pytest.mark.long
 async def test_an_unused_process_is_closed_after_a_while(a_sidecar: Make, thread: str) -> None:
     async with a_sidecar(SIDECAR_WARM_IDLE_SECONDS="0.5", **WARM) as sidecar:

@@ -8,7 +8,8 @@ One that is at work in the background is kept as long as that takes, whatever is
 
 import asyncio
 import dataclasses
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from claude_agent_sdk import ClaudeAgentOptions
@@ -16,6 +17,7 @@ from claude_agent_sdk import ClaudeAgentOptions
 from session_sidecar.agent.process import AgentProcess
 from session_sidecar.agent.tasks import Tasks
 from session_sidecar.agent.transcripts import Revision
+from session_sidecar.settings import CLI_BYTES
 from session_store import ThreadKey
 
 
@@ -42,24 +44,27 @@ class Fingerprint:
 class _Warm:
     """A process that is connected to a thread's session, and what watches it.
 
-    Until a turn has had it, `hinted` is when it was hinted at.
+    Until a turn has had it, `hinted` is when it was hinted at. `size` is what it took when it fell idle, in bytes, once
+    that is known.
     """
 
     process: AgentProcess
     watch: asyncio.Task[None]
     state: Fingerprint
     hinted: float | None
+    size: int = 0
 
 
 class ProcessPool:
-    """Idle processes, bounded in number and in time. Each is watched by a task that is owned here."""
+    """Idle processes, bounded in number, memory and time. Each is watched by a task that is owned here."""
 
-    def __init__(self, *, warm: int, idle_seconds: float, work_seconds: float) -> None:
-        """Keep up to `warm` sessions connected.
+    def __init__(self, *, warm: int | None, memory: int | None, idle_seconds: float, work_seconds: float) -> None:
+        """Keep up to `warm` sessions connected, in up to `memory` bytes; None is no bound.
 
         One that nobody used for `idle_seconds` is closed, and one that is at work after `work_seconds`.
         """
         self._most_warm = warm
+        self._most_bytes = memory
         self._idle_seconds = idle_seconds
         self._work_seconds = work_seconds
         self._warm: dict[ThreadKey, _Warm] = {}  # least recently used first
@@ -71,8 +76,11 @@ class ProcessPool:
 
     @property
     def most_warm(self) -> int:
-        """How many sessions may stay connected."""
-        return self._most_warm
+        """How many sessions may stay connected; about so many where only memory bounds them."""
+        if self._most_bytes is None:
+            return sys.maxsize if self._most_warm is None else self._most_warm
+        by_memory = self._most_bytes // CLI_BYTES
+        return by_memory if self._most_warm is None else min(self._most_warm, by_memory)
 
     def working_for(self) -> list[ThreadKey]:
         """The threads whose processes are at work in the background."""
@@ -121,7 +129,8 @@ class ProcessPool:
 
     def has_room(self, hinted: float) -> bool:
         """Whether a process that was hinted at then could be kept: beside what turns have had and newer hints."""
-        return len(self._resting()) - len(self._closable(hinted)) < self._most_warm
+        closable = self._closable(hinted)
+        return self._fits([key for key in self._resting() if key not in closable], more=1, more_bytes=CLI_BYTES)
 
     def keep(self, key: ThreadKey, state: Fingerprint, process: AgentProcess, *, hinted: float | None = None) -> bool:
         """Keep a process that has just fallen idle; whether it was kept.
@@ -129,13 +138,13 @@ class ProcessPool:
         The least recently used makes room, but none that is at work; and for one that is only hinted at, those alone
         that were hinted at earlier.
         """
-        if self._closing or not process.is_alive or (not self._most_warm and not process.at_work):
+        if self._closing or not process.is_alive or (self._most_warm == 0 and not process.at_work):
             return False
         self._close_warm(key)
         if not process.at_work:
             if hinted is not None and not self.has_room(hinted):
                 return False
-            self._make_room(self._most_warm - 1, self._closable(hinted))
+            self._make_room(self._closable(hinted), more=1)
         self._warm[key] = _Warm(process, self._tasks.own(self._attend(key, process)), state, hinted)
         return True
 
@@ -154,9 +163,21 @@ class ProcessPool:
         found = ((key, self._warm[key].hinted) for key in self._resting())
         return [key for key, at in found if hinted is None or (at is not None and at < hinted)]
 
-    def _make_room(self, most: int, closable: list[ThreadKey]) -> None:
-        """Close what was not used for longest until no more than `most` that are not at work are left."""
-        for key in closable[: max(0, len(self._resting()) - most)]:
+    def _fits(self, keys: Collection[ThreadKey], *, more: int = 0, more_bytes: int = 0) -> bool:
+        """Whether these can be kept, and so many more."""
+        if self._most_warm is not None and len(keys) + more > self._most_warm:
+            return False
+        if self._most_bytes is None:
+            return True
+        return sum(self._warm[key].size for key in keys) + more_bytes <= self._most_bytes
+
+    def _make_room(self, closable: Collection[ThreadKey], *, more: int = 0) -> None:
+        """Close these, the first ones first, until those that are not at work can be kept, and so many more."""
+        resting = dict.fromkeys(self._resting())
+        for key in closable:
+            if self._fits(resting, more=more):
+                return
+            del resting[key]
             self._close_warm(key)
 
     def _pop(self, key: ThreadKey) -> _Warm:
@@ -175,6 +196,8 @@ class ProcessPool:
     async def _attend(self, key: ThreadKey, process: AgentProcess) -> None:
         """Stay with a process that no turn has: until it has been unused for long, has ended, or speaks by itself."""
         while True:
+            if not process.at_work:
+                await self._settle(key, process)
             patience = self._work_seconds if process.at_work else self._idle_seconds
             try:
                 news = await asyncio.wait_for(process.overhear(), patience)
@@ -186,7 +209,14 @@ class ProcessPool:
             if news == "gone":
                 self._close_warm(key)
                 return
-            self._make_room(self._most_warm, self._closable(None))
+
+    async def _settle(self, key: ThreadKey, process: AgentProcess) -> None:
+        """Count in a process that has come to rest; what is too much is closed, and this one too if it must be."""
+        warm = self._warm[key]
+        if self._most_bytes is not None:
+            warm.size = await process.own_bytes()
+        closable = self._closable(warm.hinted)
+        self._make_room(closable if key in closable else [*closable, key])
 
     def stop(self) -> None:
         """Keep nothing from here on."""

@@ -22,6 +22,7 @@ from session_sidecar.agent.descendants import KILL_SECONDS, PROCESS_VARIABLE, De
 from session_sidecar.agent.messages import Message
 from session_sidecar.agent.raw import RawClient
 from session_sidecar.errors import AgentFailed, AgentStartFailed, NotConfigured
+from session_sidecar.settings import CLI_BYTES
 
 logger = logging.getLogger(__name__)
 
@@ -325,6 +326,10 @@ class AgentProcess:
         """Kill the process, if it is still there, and all that it has started."""
         await self._in_thread(self._descendants.kill)
         self._client.send_signal("kill")  # where there is no /proc
+
+    async def own_bytes(self) -> int:
+        """Bytes of memory that it and all that it has started have of their own; CLI_BYTES where that is not told."""
+        return await asyncio.get_running_loop().run_in_executor(_THREADS, self._descendants.own_bytes) or CLI_BYTES
 
     async def _in_thread(self, work: Callable[[], object]) -> None:
         await asyncio.wait([asyncio.get_running_loop().run_in_executor(_THREADS, work)], timeout=2 * KILL_SECONDS)

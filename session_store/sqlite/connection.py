@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from session_store.errors import SessionMapError, SessionMapped, StoreUnavailable
+from session_store.sqlite.damage import Look
 
 
 class OwnedConnection(sqlite3.Connection):
@@ -18,33 +19,51 @@ class OwnedConnection(sqlite3.Connection):
     """
 
     _lock: int | None = None
+    _look: Look | None = None
     _files: dict[str, tuple[int, int]] | None = None  # device and inode; the first is the database itself
 
-    def own(self, file: Path, lock: int) -> None:
-        """Take over the lock, and from here on watch the files that are open."""
+    def own(self, file: Path, lock: int, *, seen: bool) -> None:
+        """Take over the lock, and from here on watch the files that are open.
+
+        Unless all of the file was `seen`, a thread looks through it: nothing is answered once it has found damage.
+        """
         self.execute("SELECT * FROM session_mappings LIMIT 1")  # only this opens the log and its index
         files = (f"{file}", f"{file}-wal", f"{file}-shm")
         self._files = {path: _identity(path) for path in files} | {f"{file}.lock": _identity(lock)}
         self._lock = lock
+        if not seen:
+            self._look = Look(file)
+            self._look.start()
 
     def execute(self, statement: str, parameters: Any = (), /) -> sqlite3.Cursor:
         """Run a statement; its `fetchall` raises StoreUnavailable where what it did was done to files that are gone."""
         return self.cursor(_OwnedCursor).execute(statement, parameters)
 
     def check_files(self) -> None:
-        """Return if the files that are open are those at their paths, else raise StoreUnavailable."""
-        moved = self.moved()
-        if moved is None:
-            return
-        path, what = moved
-        if path != next(iter(self._files or {})):
-            raise StoreUnavailable(f"{path} {what}: start the program again")
-        # Else the log would be taken for that of whichever database comes here, and overwrite it.
-        with suppress(sqlite3.Error):
-            super().execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        raise StoreUnavailable(f"{path} {what}: move it back, or stop the program, restore a backup and start it again")
+        """Return if the files that are open are those at their paths, and not known to be damaged.
 
-    def moved(self) -> tuple[str, str] | None:
+        Else raise StoreUnavailable.
+        """
+        moved = self._moved()
+        if moved is not None:
+            path, what = moved
+            if path != next(iter(self._files or {})):
+                raise StoreUnavailable(f"{path} {what}: start the program again")
+            # Else the log would be taken for that of whichever database comes here, and overwrite it.
+            with suppress(sqlite3.Error):
+                super().execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            raise StoreUnavailable(
+                f"{path} {what}: move it back, or stop the program, restore a backup and start it again"
+            )
+        if self._look is not None and (found := self._look.found):
+            raise translated(found) if isinstance(found, sqlite3.Error) else StoreUnavailable(found)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether `check_files` returns. Any thread may ask that at any time."""
+        return self._moved() is None and (self._look is None or self._look.found is None)
+
+    def _moved(self) -> tuple[str, str] | None:
         """The first of the files that are open which is not at its path, and what is the matter with it.
 
         A stat each, a microsecond or two. An inode that is open is not given to another file meanwhile.
@@ -59,6 +78,8 @@ class OwnedConnection(sqlite3.Connection):
 
     def close(self) -> None:
         """Close the database, then let the next one have it."""
+        if self._look is not None:
+            self._look.stop()
         with suppress(StoreUnavailable):
             self.check_files()
         super().close()

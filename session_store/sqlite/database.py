@@ -75,9 +75,9 @@ class Database:
         return rows
 
     @property
-    def is_in_place(self) -> bool:
-        """Whether the file is open, and the one at its path: else what is known of it counts for nothing."""
-        return self._closing is None and isinstance(self._file, OwnedConnection) and self._file.moved() is None
+    def is_whole(self) -> bool:
+        """Whether the file is open and can be used, as far as that is known; else what was read counts for nothing."""
+        return self._closing is None and isinstance(self._file, OwnedConnection) and self._file.is_whole
 
     async def check(self) -> None:
         """Return if the file can be used, else raise StoreUnavailable. After a failure it is written to."""

@@ -1,7 +1,8 @@
 """The SQLite file itself: whose it is, who may read it, which schema it has.
 
 All of it is settled here, at start, before there is a thread or anything to serve. So it may block, a cancelled start
-cannot fall into the middle of it, and a file that is refused is one that nothing has written to.
+cannot fall into the middle of it, and a file that is refused is one that nothing has written to. But for damage at the
+far end of millions of rows: that is found while it is served, by `damage.py`.
 """
 
 import fcntl
@@ -14,10 +15,12 @@ from pathlib import Path
 
 from session_store.errors import StoreInUse, StoreUnusable
 from session_store.sqlite.connection import OwnedConnection, translated
+from session_store.sqlite.damage import damage, damage_within
 
 APPLICATION_ID = 1936028525
 SCHEMA_VERSION = 2
 OLDEST_SCHEMA = 1  # a file of it is brought up to SCHEMA_VERSION when it is opened, and can be read as it is
+LOOK_SECONDS = 0.5  # in which damage is looked for before a file is served: that is all of a million rows
 BUSY_TIMEOUT_MS = 2000  # only an operator's shell can be in the way: wait for it, but no longer than a client would
 
 SCHEMA = Path(__file__).parent / "schema.sql"
@@ -26,7 +29,8 @@ SCHEMA = Path(__file__).parent / "schema.sql"
 def open_database(path: str | os.PathLike[str]) -> OwnedConnection:
     """Open the session map at `path`, or make one there; it may be used by any one thread at a time.
 
-    Raises StoreUnusable for a file that is not ours to use, without having changed a byte of it.
+    Raises StoreUnusable for a file that is not ours to use, without having changed a byte of it. One that it takes more
+    than LOOK_SECONDS to look through is looked through while it is served.
     """
     file = Path(os.path.realpath(path))  # one file has one lock, by whatever links it was reached
     try:
@@ -35,11 +39,11 @@ def open_database(path: str | os.PathLike[str]) -> OwnedConnection:
             # First of all: opening and closing the file would drop the locks that another connection of ours has on it.
             lock = _take_lock(file)
             undo.callback(os.close, lock)
-            _refuse_unless_ours(file)
+            seen = _refuse_unless_ours(file)
             _make_private(file)
             connection = _connect(file)
             undo.callback(connection.close)
-            connection.own(file, lock)
+            connection.own(file, lock, seen=seen)
             undo.pop_all()
     except OSError as error:
         raise StoreUnusable(
@@ -82,7 +86,7 @@ def copy_database(path: str | os.PathLike[str], target: Path) -> int:
             with closing(open_for_reading(path)) as reader, closing(sqlite3.connect(target)) as copy:
                 reader.backup(copy)
                 copy.execute("PRAGMA journal_mode = DELETE")
-                _refuse_damage(Path(path), copy)
+                _refuse_damage(Path(path), copy, None)
                 (rows,) = copy.execute("SELECT count(*) FROM session_mappings").fetchone()
             undo.pop_all()
             return int(rows)
@@ -143,48 +147,52 @@ def _holder(lock: int) -> str:
     return f"process {pid}"
 
 
-def _refuse_unless_ours(file: Path) -> None:
-    """Look at the file without writing to it: neither a byte of its own, nor a file beside it."""
+def _refuse_unless_ours(file: Path) -> bool:
+    """Look at the file without writing to it: neither a byte of its own, nor a file beside it. Whether all was seen."""
     wal, journal = Path(f"{file}-wal"), Path(f"{file}-journal")
     if file.exists() and not file.is_file():
         raise StoreUnusable(f"{file} is not a file: move it away, or choose another SIDECAR_HOME")
     if not _size(file):
         if _size(wal):  # SQLite would throw away what may be the last turns of a file that was moved
             raise StoreUnusable(f"{wal} belongs to a database that is not there: put that back, or move this away too")
-        return
+        return True
     with file.open("rb") as opened:
         header = opened.read(100)
     if header[:16] != b"SQLite format 3\0" or header[68:72] != APPLICATION_ID.to_bytes(4, "big"):
         raise StoreUnusable(f"{file} is not a session map: move it away, or choose another SIDECAR_HOME")
-    if not _size(journal):  # else it was killed while being made, and opening it takes that back
-        _read_through(file, through_wal=_size(wal) > 0)
+    if _size(journal):  # it was killed while being made, and opening it takes that back
+        return True
+    return _read_through(file, through_wal=_size(wal) > 0)
 
 
-def _read_through(file: Path, *, through_wal: bool) -> None:
-    """Refuse a file of ours that is damaged or of another schema."""
+def _read_through(file: Path, *, through_wal: bool) -> bool:
+    """Refuse a file of ours that is damaged or of another schema; whether all of it was seen."""
     index = Path(f"{file}-shm")
     had_index = index.exists()
     # Without a log beside it, `immutable` keeps SQLite from making one; with one, the log is part of what to read.
     mode = "mode=ro" if through_wal else "immutable=1"
     try:
         with closing(sqlite3.connect(f"{file.as_uri()}?{mode}", uri=True)) as reader:
-            _refuse_other_schema(file, reader)
-            _refuse_damage(file, reader)
+            version = _refuse_other_schema(file, reader)
+            # What is about to be brought up is rewritten: of that all is seen first.
+            return _refuse_damage(file, reader, LOOK_SECONDS if version == SCHEMA_VERSION else None)
     except BaseException:
         if not had_index:
             index.unlink(missing_ok=True)  # what a reader of the log has to make
         raise
 
 
-def _refuse_damage(file: Path, connection: sqlite3.Connection) -> None:
+def _refuse_damage(file: Path, connection: sqlite3.Connection, seconds: float | None) -> bool:
+    """Look for so long, None is to the end; whether all was seen."""
     connection.execute("SELECT * FROM session_mappings LIMIT 1")
-    (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
-    if found != "ok":
-        detail = " ".join(found.split())
-        raise StoreUnusable(f"{file} is damaged ({detail}): restore a backup, or move it away to start anew")
+    found, seen = (damage(connection), True) if seconds is None else damage_within(connection, seconds)
+    if found:
+        raise StoreUnusable(f"{file} is damaged ({found}): restore a backup, or move it away to start anew")
+    return seen
 
 
-def _refuse_other_schema(file: Path, connection: sqlite3.Connection) -> None:
+def _refuse_other_schema(file: Path, connection: sqlite3.Connection) -> int:
+    """The schema that it has."""
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if version > SCHEMA_VERSION:
         raise StoreUnusable(
@@ -195,6 +203,7 @@ def _refuse_other_schema(file: Path, connection: sqlite3.Connection) -> None:
             f"{file} has schema {version}, which no version of this program writes: "
             "restore a backup, or move it away to start anew"
         )
+    return int(version)
 
 
 def _make_private(file: Path) -> None:

@@ -66,14 +66,15 @@ class SqliteSessionMap:
     async def open(cls, path: str | os.PathLike[str], observe: Observe = unobserved) -> Self:
         """Open the file at `path`, or make one there. Raises StoreUnusable, having changed nothing.
 
-        It blocks the event loop for some milliseconds (a third of a second for a million rows): it belongs before
-        serving. Whoever gets the map must close it, or the process will not end. Raises StoreInUse if it is another's.
+        It blocks the event loop for some milliseconds (half a second from a million and a half rows on): it belongs
+        before serving. Whoever gets the map must close it, or the process will not end. Raises StoreInUse if it is
+        another's.
         """
         return cls(await Database.of(open_database(path), observe), Recent())
 
     async def get(self, key: ThreadKey) -> SessionMapping | None:
         """See SessionMap."""
-        if (known := self._recent.get(key)) is not None and self._database.is_in_place:
+        if (known := self._recent.get(key)) is not None and self._database.is_whole:
             return known
         asked = self._recent.reading()
         found = _first(await self._database.read("get", GET, _names(key)))
