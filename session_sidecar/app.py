@@ -211,7 +211,7 @@ def make_turns(
         on_start=metrics.process_started,
     )
     pool = ProcessPool(
-        warm=settings.warm_sessions,
+        warm=settings.most_warm_sessions,
         memory=settings.most_warm_bytes,
         idle_seconds=idle_seconds,
         work_seconds=settings.turn_seconds,

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 ENV_PREFIX = "SIDECAR_"
 CLI_BYTES = 130 * 2**20
 """What a connected CLI takes of its own (97 to 107 MiB), and some."""
+_MOST_WARM = 256  # each takes three descriptors of the 1,024 that a process usually may have
 _UNITS = {"MiB": 2**20, "GiB": 2**30}
 _SECRET_CHARS = 16
 _MOST_DAYS = 36_500
@@ -82,7 +83,8 @@ class Settings(BaseModel):
     warm_sessions: int | None = Field(
         None,
         ge=0,
-        description="sessions that stay connected after a turn; by default as many as SIDECAR_WARM_MEMORY holds",
+        description="sessions that stay connected after a turn; by default as many as SIDECAR_WARM_MEMORY holds, at "
+        "most 256",
     )
     warm_memory: str | None = Field(
         None,
@@ -220,6 +222,11 @@ class Settings(BaseModel):
     def allowed_origins(self) -> frozenset[str]:
         """The origins whose pages may call, as browsers name them."""
         return frozenset(_split(self.origins))
+
+    @property
+    def most_warm_sessions(self) -> int:
+        """How many sessions to keep connected, if the memory holds so many."""
+        return _MOST_WARM if self.warm_sessions is None else self.warm_sessions
 
     @property
     def most_warm_bytes(self) -> int | None:

@@ -59,7 +59,7 @@ def state(session_id: str = "s", **fields: Any) -> Fingerprint:
 async def make() -> AsyncIterator[Callable[..., ProcessPool]]:
     made: list[ProcessPool] = []
 
-    def make(warm: int | None = None, memory: int | None = None) -> ProcessPool:
+    def make(warm: int = 100, memory: int | None = None) -> ProcessPool:
         made.append(ProcessPool(warm=warm, memory=memory, idle_seconds=300, work_seconds=300))
         return made[-1]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bench.bar import bars
-from bench.names import SIZES
+from bench.names import KEPT, PEOPLE, SIZES
 from bench.samples import Samples
 from session_sidecar.api.routes import CALLS
 from session_sidecar.settings import Settings
@@ -64,6 +64,15 @@ def test_every_figure_is_of_the_run_that_is_kept() -> None:
                 assert figure == f"{kept.median(part, who.strip('`'), 'first delta, ms'):.0f}", (who, part)
     rows = [bar.told for bar in bars(kept)]
     assert rows == [tuple(row) for row in re.findall(r"^\| (\S[^|]+) " + r"\| ([^|]+) " * 3 + r"\|$", BENCH, re.M)]
+
+
+def test_every_share_of_warm_turns_is_of_the_simulation_that_is_kept() -> None:
+    kept = Samples()
+    kept.all.update(json.loads((ROOT / "bench/results.json").read_text())["samples"])
+    rows = re.findall(r"^\| ([\d,]+) " + r"\| (\d+) " * len(KEPT) + r"\|$", BENCH, re.M)
+    assert [row[0] for row in rows] == [f"{people:,}" for people in PEOPLE]
+    for people, *told in rows:
+        assert told == [f"{kept.median(f'{people} people', f'{many} kept', 'warm, %'):.0f}" for many in KEPT]
 
 
 def test_the_recipes_for_reconnecting_are_the_programs_that_are_tested() -> None:

@@ -8,7 +8,6 @@ One that is at work in the background is kept as long as that takes, whatever is
 
 import asyncio
 import dataclasses
-import sys
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
@@ -58,8 +57,8 @@ class _Warm:
 class ProcessPool:
     """Idle processes, bounded in number, memory and time. Each is watched by a task that is owned here."""
 
-    def __init__(self, *, warm: int | None, memory: int | None, idle_seconds: float, work_seconds: float) -> None:
-        """Keep up to `warm` sessions connected, in up to `memory` bytes; None is no bound.
+    def __init__(self, *, warm: int, memory: int | None, idle_seconds: float, work_seconds: float) -> None:
+        """Keep up to `warm` sessions connected, in up to `memory` bytes, if these are bounded.
 
         One that nobody used for `idle_seconds` is closed, and one that is at work after `work_seconds`.
         """
@@ -76,11 +75,8 @@ class ProcessPool:
 
     @property
     def most_warm(self) -> int:
-        """How many sessions may stay connected; about so many where only memory bounds them."""
-        if self._most_bytes is None:
-            return sys.maxsize if self._most_warm is None else self._most_warm
-        by_memory = self._most_bytes // CLI_BYTES
-        return by_memory if self._most_warm is None else min(self._most_warm, by_memory)
+        """How many sessions may stay connected; about so many where memory bounds them."""
+        return self._most_warm if self._most_bytes is None else min(self._most_warm, self._most_bytes // CLI_BYTES)
 
     def working_for(self) -> list[ThreadKey]:
         """The threads whose processes are at work in the background."""
@@ -165,7 +161,7 @@ class ProcessPool:
 
     def _fits(self, keys: Collection[ThreadKey], *, more: int = 0, more_bytes: int = 0) -> bool:
         """Whether these can be kept, and so many more."""
-        if self._most_warm is not None and len(keys) + more > self._most_warm:
+        if len(keys) + more > self._most_warm:
             return False
         if self._most_bytes is None:
             return True
