@@ -121,6 +121,7 @@ def create_app(settings: Settings) -> Starlette:
             stack.push_async_callback(readers.close)  # first: no turn's end waits for a long fork
             stack.enter_context(on_shutdown_signal(turns.stop_all))
             stack.enter_context(on_shutdown_signal(feed.close))
+            stack.callback(feed.close)  # where there is no signal
             peers = None
             if secret := settings.replica_secret:
                 peers = await stack.enter_async_context(Peers(secret, ping_seconds=settings.ping_seconds))

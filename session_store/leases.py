@@ -14,6 +14,10 @@ TTL_SECONDS = 15.0
 GRACE_SECONDS = 5.0
 """How long whoever let a lease run out may still come back, from when somebody else first asked for it."""
 
+SEEN_SECONDS = 60.0
+SEEN_WITHIN_SECONDS = 3 * SEEN_SECONDS
+"""A replica that was not seen for so long is asked no more of itself: by now its address may be anybody's."""
+
 
 @dataclass(frozen=True, slots=True)
 class Lease:
@@ -118,7 +122,11 @@ class Leases(Protocol):
         ...
 
     async def others(self) -> list[str]:
-        """Where other replicas have said that they can be reached, those that are gone for good among them."""
+        """Where other replicas can be reached that were `seen` within SEEN_WITHIN_SECONDS."""
+        ...
+
+    async def seen(self) -> None:
+        """Note that this replica is still there, to be called every SEEN_SECONDS."""
         ...
 
 

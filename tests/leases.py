@@ -108,6 +108,9 @@ class LeasesInMemory:
         """See Leases."""
         self._shared.urls[self.replica_id] = url
 
+    async def seen(self) -> None:
+        """See Leases."""
+
     async def others(self) -> list[str]:
         """See Leases."""
         ours = self._shared.urls.get(self.replica_id)

@@ -111,6 +111,45 @@ async def test_a_retry_under_a_key_joins_the_turn_and_branches_once(sidecar: Sid
     assert len(rows.json()["data"]) == 1
 
 
+async def test_retries_of_an_edit_at_once_are_one_turn_and_after_a_restart_it_is_not_run_again(
+    a_sidecar: Callable[..., Sidecar], thread: str, model: FaultyModel
+) -> None:
+    async def edit(sidecar: Sidecar) -> httpx.Response:
+        message = {"role": "user", "parts": [{"type": "text", "text": "Go elsewhere"}]}
+        body = {"id": thread, "resource_id": "alice", "messages": [*seen, message]}
+        return await sidecar.http.post("/v1/ai-sdk/chat", json=body, headers={"idempotency-key": "edit"})
+
+    first = a_sidecar(SIDECAR_SPARE_PROCESSES="0")
+    async with first:
+        await post(first, thread, [], "Hello")
+        seen = (await load(first, thread)).json()
+        await post(first, thread, seen, "Go on")
+        answers = await asyncio.gather(*(edit(first) for _ in range(3)))
+        assert len({answer.text for answer in answers}) == 1
+    async with a_sidecar(SIDECAR_SPARE_PROCESSES="0") as again:
+        requests = len(model.requests)
+        assert (await edit(again)).json()["code"] == "replay_gone"
+        assert len(model.requests) == requests
+
+
+async def test_of_this_branch_alone_nothing_of_its_family_is_resumed_or_gone_on_with(
+    sidecar: Sidecar, thread: str, model: FaultyModel
+) -> None:
+    await post(sidecar, thread, [], "Hello")
+    fork = {"resource_id": "alice", "from_thread_id": thread, "thread_id": f"{thread} copy"}
+    assert (await sidecar.http.post("/v1/chat/fork", json=fork)).status_code == 201
+    seen = (await load(sidecar, f"{thread} copy", branch="this")).json()
+    async with sidecar.stream(thread, "Go on [[hold 1]]") as stream:
+        await stream.until_text()
+        query = {"resource_id": "alice", "branch": "this"}
+        path = f"/v1/ai-sdk/chat/{thread} copy/stream"
+        assert (await sidecar.http.get(path, params=query)).status_code == 204
+        on = await post(sidecar, f"{thread} copy", seen, "Go on here", branch="this")
+        assert chunks(on.text)[0]["messageMetadata"]["threadId"] == f"{thread} copy"
+        model.release()
+        await stream.rest()
+
+
 async def test_what_the_agent_does_by_itself_is_an_answer_of_its_own_and_no_other_head(
     a_sidecar: Callable[..., Sidecar], model: FaultyModel, thread: str, tmp_path: Any
 ) -> None:

@@ -252,6 +252,10 @@ async def test_a_header_may_say_whose_a_chat_is_and_is_held_to_the_token(people:
     for who, field in (("both", "resource_id"), ("all", "X-Resource-Id")):
         assert (await load(who)).json()["errors"][0]["field"] == field
     assert (await load("all", **{"X-Resource-Id": "x" * 257})).json()["errors"][0]["field"] == "X-Resource-Id"
+    differing = await people["all"].request(
+        "GET", "/v1/ai-sdk/chat/hers", headers={"X-Resource-Id": "alice"}, params={"resource_id": "bob"}
+    )
+    assert differing.json()["errors"][0]["field"] == "X-Resource-Id"
 
 
 async def test_only_an_unrestricted_token_adopts(people: People) -> None:

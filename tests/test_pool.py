@@ -138,7 +138,7 @@ async def keep_all(pool: ProcessPool, processes: dict[str, FakeProcess]) -> set[
         ((300, 100, 100), "abc"),
         ((300, 100, 150), "bc"),
         ((100, 100, 450), "c"),
-        ((100, 100, 501), ""),
+        ((100, 100, 501), "ab"),  # all the others would make room for nothing
     ],
     ids=str,
 )

@@ -126,6 +126,7 @@ async def test_a_chat_of_the_ai_sdk_goes_on_on_whichever_replica_it_lands(
         assert (busy.status_code, busy.json()["code"]) == (409, "thread_busy")
         model.release()
         assert chunks((await sending).text) == chunks((await resuming).text)
+        assert resuming.result().headers["x-vercel-ai-ui-message-stream"] == "v1"
         seen = (await load(one, chat)).json()
         await let_go(one, chat)
         assert told((await post(one, chat, seen, "three")).text).startswith("You have said 3 things")

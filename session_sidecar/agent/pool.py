@@ -211,6 +211,9 @@ class ProcessPool:
         warm = self._warm[key]
         if self._most_bytes is not None:
             warm.size = await process.own_bytes()
+            if warm.size > self._most_bytes:  # all the others would make room for nothing
+                self._close_warm(key)
+                return
         closable = self._closable(warm.hinted)
         self._make_room(closable if key in closable else [*closable, key])
 

@@ -1,7 +1,7 @@
 """`/v1/events`: what happens to threads, for whoever shows a list of them."""
 
 import contextlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -11,6 +11,7 @@ from session_sidecar.api.http import Incoming
 from session_sidecar.api.models.feed import EventsQuery
 from session_sidecar.api.streams import Stream, last_event_id
 from session_sidecar.errors import SessionNotFound, Unauthorized, UnrestrictedOnly
+from session_sidecar.turns.events import CHUNK_BYTES
 
 
 async def follow_events(call: Incoming[EventsQuery]) -> Response:
@@ -39,8 +40,24 @@ async def _frames(call: Incoming[EventsQuery], after: Position | None) -> AsyncG
     feed, is_replica = call.services.feed, call.services.access.is_replica(call.request.headers)
     name = feed.id.encode()
     with feed.reader(call.asked.resource_id, after, own_only=is_replica) as reader:
-        while (events := await reader.take()) and _may_still_read(call):
-            yield b"".join([FRAME % (name, event.number, event.kind.encode(), event.line) for event in events])
+        while events := await reader.take():
+            for piece in _pieces([FRAME % (name, event.number, event.kind.encode(), event.line) for event in events]):
+                if not _may_still_read(call):
+                    return
+                yield piece
+
+
+def _pieces(frames: list[bytes]) -> Iterator[bytes]:
+    """Some frames at a time: what is held for a slow reader is a piece of them, and it may be refused the rest."""
+    piece, size = [], 0
+    for frame in frames:
+        piece.append(frame)
+        size += len(frame)
+        if size >= CHUNK_BYTES:
+            yield b"".join(piece)
+            piece, size = [], 0
+    if piece:
+        yield b"".join(piece)
 
 
 def _may_still_read(call: Incoming[EventsQuery]) -> bool:

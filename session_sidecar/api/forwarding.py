@@ -25,7 +25,15 @@ from session_sidecar.replicas.tenancy import Tenancy
 
 WATCH_SECONDS = 5.0  # between two looks whether the replica that was asked still has the thread
 _ASKED_WITH = ("accept", "idempotency-key", "last-event-id", "traceparent", "tracestate")
-_ANSWERED_WITH = ("content-type", "cache-control", "x-accel-buffering", "retry-after", "allow")
+_ANSWERED_WITH = (
+    "content-type",
+    "cache-control",
+    "x-accel-buffering",
+    "retry-after",
+    "allow",
+    "link",
+    "x-vercel-ai-ui-message-stream",
+)
 
 
 class Forwarded(Response):

@@ -174,11 +174,15 @@ def _own(caller: Caller, asked: M) -> M:
 
 def _of_header(request: Request, caller: Caller, asked: M) -> M:
     """What is asked, of the resource that the header names, or the caller's only one. Raises InvalidRequest."""
-    named = request.headers.get(RESOURCE_HEADER)
-    if named is None:
-        if getattr(asked, "resource_id", None) is None and caller.is_unrestricted:
+    names = request.headers.getlist(RESOURCE_HEADER)
+    field: str | None = getattr(asked, "resource_id", None)
+    if not names:
+        if field is None and caller.is_unrestricted:
             raise _wrong_header("is needed, as the token does not say whose the chat is")
         return asked
+    named = names[0]
+    if names[1:] or field not in (None, named):  # one of them may be a browser's own, which a proxy has let pass
+        raise _wrong_header("says something else than another one, or than the field `resource_id`")
     if not (named.isascii() and named.isprintable() and 1 <= len(named) <= MAX_ID_CHARS):
         raise _wrong_header(
             f"must be 1 to {MAX_ID_CHARS} printable ASCII characters; another one goes into the field `resource_id`"

@@ -11,14 +11,14 @@ from session_sidecar.agent.tasks import Tasks
 from session_sidecar.errors import SidecarError
 from session_sidecar.replicas.tenancy import Occupants
 from session_store import SessionMapError, ThreadKey, walk
-from session_store.leases import boot_time
+from session_store.leases import SEEN_SECONDS, boot_time
 
 if TYPE_CHECKING:
     from session_sidecar.replicas.fleet import Fleet
 
 logger = logging.getLogger(__name__)
 
-ERASED_SECONDS = 60.0  # between two questions for what others have deleted
+ERASED_SECONDS = SEEN_SECONDS  # between two questions for what others have deleted
 OVERLAP_SECONDS = 60.0  # asked for twice rather than not at all
 STORE_SECONDS = 2.0  # between two looks for what was written since the last one
 RENEWALS = 3  # while a lease lasts
@@ -90,6 +90,7 @@ class Keeping:
         while True:
             try:
                 if (now := boot_time()) >= asked + ERASED_SECONDS:
+                    await self._leases.seen()
                     await self._remove_erased(now - asked + OVERLAP_SECONDS)
                     asked = now
                 await asyncio.gather(*(self._store(key) for key in self._leases.held()))

@@ -8,10 +8,9 @@ import asyncio
 import contextlib
 import json
 import logging
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Protocol
-
-import httpx2
 
 from session_sidecar.replicas.peers import Peers
 from session_store import SessionMapError
@@ -50,6 +49,7 @@ class Listening:
         self._lease_seconds = lease_seconds
         self._heard: dict[str, str] = {}  # the last event of each
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._later: deque[asyncio.TimerHandle] = deque(maxlen=100)  # the newest
 
     @contextlib.asynccontextmanager
     async def listening(self) -> AsyncIterator[None]:
@@ -61,6 +61,8 @@ class Listening:
             keeping.cancel()
             await asyncio.wait([keeping])
             await self._leave(set(self._tasks))
+            for timer in self._later:
+                timer.cancel()
 
     async def _keep(self) -> None:
         while True:
@@ -88,22 +90,21 @@ class Listening:
     async def _hear(self, url: str) -> None:
         """Pass on what a replica tells, whenever it can be reached.
 
-        When it is lost, what it told last may not have come; and when its leases are over, none of its turns runs.
+        When it is lost, what it told last may not have come; and when its leases are over, none of its turns runs, be
+        it back by then or not.
         """
-        now, heard, lost_at, pause = asyncio.get_running_loop().time, False, None, RETRY_SECONDS
+        heard, pause = False, RETRY_SECONDS
         while True:
             try:
                 async with contextlib.aclosing(self._peers.events(url, self._heard.get(url))) as events:
                     async for event in events:
                         self._feed.pass_on(event.event, json.loads(event.data))
-                        self._heard[url], heard, lost_at, pause = event.id, True, None, RETRY_SECONDS
-            except (httpx2.HTTPError, ValueError) as error:
+                        self._heard[url], heard, pause = event.id, True, RETRY_SECONDS
+            except Exception as error:  # whatever it is: it is tried again
                 logger.info("another replica is not heard", extra={"fields": {"error": type(error).__name__}})
             if heard:
+                heard = False
                 self._feed.reset()
-                heard, lost_at = False, now()
-            if lost_at is not None and now() >= lost_at + self._lease_seconds:
-                self._feed.reset()
-                lost_at = None
-            await asyncio.sleep(pause if lost_at is None else min(pause, lost_at + self._lease_seconds - now()))
+                self._later.append(asyncio.get_running_loop().call_later(self._lease_seconds, self._feed.reset))
+            await asyncio.sleep(pause)
             pause = min(2 * pause, MOST_RETRY_SECONDS)

@@ -1,13 +1,14 @@
 """Where the sidecar's state is: in its home alone, or in a database that has the transcripts too."""
 
+import asyncio
 from collections.abc import Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING
 
 from session_sidecar.agent.transcripts.history import History
 from session_sidecar.replicas.tenancy import Alone, Tenancy
 from session_sidecar.settings import Settings
-from session_store import SessionMap, open_session_map, open_shared_session_map
+from session_store import SessionMap, SessionMapError, open_session_map, open_shared_session_map
 
 if TYPE_CHECKING:
     from session_sidecar.archive.chunks import Chunks
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     Opened = tuple[SessionMap, Leases, Chunks]
 
 Observe = Callable[[str, float], object]
+LEAVE_SECONDS = 2.0
 
 
 async def opened(
@@ -65,4 +67,11 @@ async def _of_many(settings: Settings, stack: AsyncExitStack, observe: Observe) 
     )
     stack.push_async_callback(shared.close)
     await shared.register(settings.replica_url)
+
+    async def leave() -> None:
+        with suppress(SessionMapError, TimeoutError):
+            async with asyncio.timeout(LEAVE_SECONDS):
+                await shared.register(None)
+
+    stack.push_async_callback(leave)  # nobody is to look for it here any more
     return shared, shared, PostgresChunks(shared.database, replica_id)

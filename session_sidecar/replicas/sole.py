@@ -51,5 +51,8 @@ class SoleLeases:
         """See Leases."""
         return []
 
+    async def seen(self) -> None:
+        """See Leases."""
+
     async def register(self, url: str | None) -> None:
         """See Leases."""

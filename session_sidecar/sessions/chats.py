@@ -18,11 +18,13 @@ from session_sidecar.errors import (
     InvalidRequest,
     SessionAmbiguous,
     SessionNotFound,
+    SidecarError,
     TranscriptMissing,
 )
 from session_sidecar.replicas.tenancy import Tenancy
 from session_sidecar.sessions.family import MOST, family
 from session_sidecar.sessions.heads import Place, Thread, decide, go_on
+from session_sidecar.turns.keys import digest
 from session_sidecar.turns.turn import Turn, TurnRequest
 from session_sidecar.turns.turns import Turns
 from session_store import SessionMap, SessionMapping, ThreadKey
@@ -31,6 +33,10 @@ __all__ = ["AskedExchanges", "Chats", "Exchange", "Parents"]
 
 _BRANCH = re.compile(r"~[0-9a-f]{8}")
 BRANCH_CHARS = 9
+MOST_LOOKED_AT = 100
+"""For a message's place among the threads of a chat, so many transcripts are read: of those that were used last."""
+Scope = Literal["latest", "this"]
+"""Of which threads: all of a chat, the one used last first; or the one of its name alone."""
 MAX_CHARS = 256
 
 
@@ -56,21 +62,30 @@ class Chats:
         self._conversations = conversations
         self._turns = turns
 
-    async def begin(self, request: TurnRequest, parents: Parents) -> Turn:
+    async def begin(self, request: TurnRequest, parents: Parents, *, branch: Scope) -> Turn:
         """Begin a turn of the chat `request.key`: on the thread that ends with the parent, or as a branch of it.
 
         What two clients do at once to the same parent never puts a message behind one that its person has not seen.
         Raises MessageNotFound, ThreadBusy, InvalidRequest, HeldElsewhere, and what `Turns.begin` does; the turn may end
         with ThreadMoved.
         """
+        # A retry is known by what was asked for, wherever the first attempt was put.
+        request = replace(request, asked=digest(request))
         place = self._turns.begun(request)
         if place is None:
-            place = await self._place(request, parents)
+            self._turns.admit(request.key.resource_id)
+            try:
+                found = await self._place(request, parents, branch)
+            except SidecarError:
+                if (place := self._turns.begun(request)) is None:
+                    raise
+            else:
+                place = self._turns.begun(request) or found  # another attempt may have come first meanwhile
         return self._turns.begin(place)
 
-    async def running(self, key: ThreadKey) -> Turn | None:
+    async def running(self, key: ThreadKey, *, branch: Scope) -> Turn | None:
         """The turn that runs in a chat: of several, the one that was asked for last. Raises HeldElsewhere."""
-        return await self._running(await self._threads(key))
+        return await self._running(await self._threads(key, branch))
 
     async def page(
         self,
@@ -78,7 +93,7 @@ class Chats:
         asked: AskedExchanges,
         write: Callable[[str, Exchange], str],
         *,
-        branch: Literal["latest", "this"],
+        branch: Scope,
     ) -> tuple[SessionMapping, Page, Turn | None]:
         """A page of the branch of a chat that was used last, or of the thread of its name alone.
 
@@ -86,15 +101,15 @@ class Chats:
         there: what belongs to it is not part of the page. Raises SessionNotFound, TranscriptMissing, SessionAmbiguous,
         MessageNotFound, HeldElsewhere.
         """
-        rows = await self._threads(key)
-        if branch == "this":
-            rows = [row for row in rows if row.key == key]
+        rows = await self._threads(key, branch)
         if not rows:
             raise SessionNotFound
         turn = await self._running(rows)
         row = next((row for row in rows if turn and row.key == turn.request.key), None)
         row = row or max(rows, key=lambda row: row.updated_at)
         await self._tenancy.look(row)
+        if turn is not None:
+            await turn.planned.wait()  # before that it may be writing, and nobody knows from where on
         settled = turn.settled if turn else None
         if settled is not None and settled.session_id == row.sdk_session_id:
             asked = replace(asked, size=settled.revision)
@@ -105,7 +120,7 @@ class Chats:
             if turn is None:
                 raise
             page = Page([], None)  # its first turn has only just begun
-        if turn is not None and turn.ended.is_set():  # meanwhile, so it is part of what there is to read
+        if await self._running(rows) is not turn:  # one has ended or begun meanwhile
             return await self.page(key, replace(asked, size=None), write, branch=branch)
         return row, page, turn
 
@@ -115,10 +130,13 @@ class Chats:
         under_way = [turn for turn in turns if turn is not None and not turn.ended.is_set()]
         return max(under_way, key=lambda turn: turn.times["asked"], default=None)
 
-    async def _threads(self, key: ThreadKey) -> list[SessionMapping]:
+    async def _threads(self, key: ThreadKey, branch: Scope) -> list[SessionMapping]:
         """The threads of a chat."""
+        own = await self._map.get(key)
+        if branch == "this":
+            return [own] if own is not None else []
         rows: dict[ThreadKey, SessionMapping] = {}
-        if (own := await self._map.get(key)) is not None:
+        if own is not None:
             root, _ = await family(self._map, own)
             rows = {branch.mapping.key: branch.mapping for branch in root if branch.mapping is not None}
         begins = f"{key.thread_id}~"
@@ -127,10 +145,10 @@ class Chats:
             rows |= {row.key: row for row in named if _is_of(row.thread_id, key.thread_id)}
         return list(rows.values())
 
-    async def _place(self, request: TurnRequest, parents: Parents) -> TurnRequest:
+    async def _place(self, request: TurnRequest, parents: Parents, branch: Scope) -> TurnRequest:
         chat = request.key
         found: list[Thread] = []
-        async for thread in self._known(chat, parents):
+        async for thread in self._known(chat, parents, branch):
             found.append(thread)
             if parents.names and (place := go_on([thread], parents.names[0])):
                 return _placed(request, place)
@@ -143,16 +161,17 @@ class Chats:
         )
         return _placed(request, place)
 
-    async def _known(self, chat: ThreadKey, parents: Parents) -> AsyncIterator[Thread]:
+    async def _known(self, chat: ThreadKey, parents: Parents, branch: Scope) -> AsyncIterator[Thread]:
         """The threads of a chat: the one that its client names, its own, and then those that were used last."""
         looked: set[ThreadKey] = set()
-        for name in (parents.thread_id, chat.thread_id):  # mostly it is one of these, and nothing has to be searched
+        named = (chat.thread_id,) if branch == "this" else (parents.thread_id, chat.thread_id)
+        for name in named:  # mostly it is one of these, and nothing has to be searched
             key = ThreadKey(name, chat.resource_id) if name is not None and _is_of(name, chat.thread_id) else None
             if key is not None and key not in looked and (row := await self._map.get(key)) is not None:
                 looked.add(key)
                 yield await self._look(row, parents.names)
-        rows = await self._threads(chat)
-        for row in sorted(rows, key=lambda row: row.updated_at, reverse=True):
+        rows = await self._threads(chat, branch)
+        for row in sorted(rows, key=lambda row: row.updated_at, reverse=True)[:MOST_LOOKED_AT]:
             if row.key not in looked:
                 yield await self._look(row, parents.names)
 

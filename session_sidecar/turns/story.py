@@ -146,6 +146,8 @@ class Story:
         if turn.before is None:
             request = TurnRequest(turn.request.key, "", agent=turn.request.agent)
             turn.before = Turn(request, self._replay.log(), "background")
+            if turn.settled is not None:
+                turn.before.settle(turn.settled)
             self._replay.keep(turn.before)
             turn.before.announce(message["session_id"], "resumed", None, self.model)
             if turn.stopping.is_set():

@@ -38,6 +38,7 @@ class TurnRequest:
     at_message_id: str | None = None
     after_turn: str | None = None
     idempotency_key: str | None = None
+    asked: bytes | None = field(default=None, compare=False)  # the digest of this before it was put in its place
     request_id: str | None = field(default=None, compare=False)
 
 

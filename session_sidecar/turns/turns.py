@@ -90,7 +90,7 @@ class Turns:
         if self._closing:
             raise ShuttingDown("No new turns are taken. Try again when it is back.", retry_after=5)
         self._agents.check(request.agent)
-        self._admit(request.key.resource_id)
+        self.admit(request.key.resource_id)
         turn = Turn(request, self._replay.log())
         self._tasks.own(in_a_span(turn, request.agent, self._story.run(turn, self._exclusion.enter(turn))))
         self._replay.keep(turn)
@@ -177,7 +177,7 @@ class Turns:
         """
         if self._closing:
             raise ShuttingDown("Nothing was forked. Try again when it is back.", retry_after=5)
-        self._admit(key.resource_id)
+        self.admit(key.resource_id)
         return await asyncio.shield(self._tasks.own(self._fork(parent_key, key, at)))
 
     async def _fork(self, parent_key: ThreadKey, key: ThreadKey, at: str | None) -> SessionMapping:
@@ -231,8 +231,8 @@ class Turns:
         working = len(self._processes.working_for())
         return Load(running, queued, warm, spare, working, self._replay.held_bytes)
 
-    def _admit(self, resource_id: str) -> None:
-        """Raise TooManyTurns, TooManyTurnsOfResource."""
+    def admit(self, resource_id: str) -> None:
+        """Return if one more turn may be begun, else raise TooManyTurns or TooManyTurnsOfResource."""
         most = self._settings.max_turns_per_resource
         if most is not None and self._of_resource(resource_id) >= most:
             raise TooManyTurnsOfResource(f"{most} turns of this resource are under way. Try again soon.", retry_after=2)

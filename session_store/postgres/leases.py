@@ -8,7 +8,15 @@ from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 from session_store.errors import StoreUnavailable
-from session_store.leases import GRACE_SECONDS, TTL_SECONDS, Holder, Lease, LeaseHeld, boot_time
+from session_store.leases import (
+    GRACE_SECONDS,
+    SEEN_WITHIN_SECONDS,
+    TTL_SECONDS,
+    Holder,
+    Lease,
+    LeaseHeld,
+    boot_time,
+)
 from session_store.mapping import SessionMapping, ThreadKey, moment
 from session_store.postgres.database import Database, Parameters
 from session_store.postgres.pages import COLUMNS
@@ -82,10 +90,15 @@ ON CONFLICT (id) DO UPDATE SET url = excluded.url, seen_at = excluded.seen_at
 RETURNING id
 """
 
-# An address may be had by one replica after another.
+SEEN = """
+UPDATE replicas SET seen_at = now() WHERE id = %(me)s RETURNING id
+"""
+
+# An address may be had by one replica after another, and by a stranger after the last one.
 OTHERS = """
 SELECT DISTINCT url FROM replicas
 WHERE url IS NOT NULL AND url IS DISTINCT FROM (SELECT url FROM replicas WHERE id = %(me)s)
+    AND seen_at > now() - make_interval(secs => %(seen_within)s)
 """
 
 
@@ -170,7 +183,11 @@ class PostgresLeases:
 
     async def others(self) -> list[str]:
         """See Leases."""
-        return [url for (url,) in await self._rows("others", OTHERS, {})]
+        return [url for (url,) in await self._rows("others", OTHERS, {"seen_within": SEEN_WITHIN_SECONDS})]
+
+    async def seen(self) -> None:
+        """See Leases."""
+        await self._rows("seen", SEEN, {}, writes=True)
 
     async def _acquire(self, key: ThreadKey) -> Lease | None:
         sent = boot_time()

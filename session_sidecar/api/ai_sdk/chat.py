@@ -27,7 +27,8 @@ async def send_message(call: Incoming[Sending]) -> Response:
     """
     request = begun_by(call.request, call.asked.turn())
     with as_the_caller_says(call.request.headers):
-        return TurnResponse(call, await call.services.chats.begin(request, call.asked.parents), AI_SDK)
+        turn = await call.services.chats.begin(request, call.asked.parents, branch=call.asked.branch)
+    return TurnResponse(call, turn, AI_SDK)
 
 
 async def resume_stream(call: Incoming[Resuming]) -> Response:
@@ -35,7 +36,7 @@ async def resume_stream(call: Incoming[Resuming]) -> Response:
 
     204 where none runs: what has ended is in the history. Of several branches it is the turn that was begun last.
     """
-    turn = await call.services.chats.running(call.asked.key)
+    turn = await call.services.chats.running(call.asked.key, branch=call.asked.branch)
     return Response(status_code=204) if turn is None else TurnResponse(call, turn, AI_SDK)
 
 

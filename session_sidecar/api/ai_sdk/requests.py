@@ -48,6 +48,10 @@ class _OfChat(_Lenient):
         ID | None, Field(description="whose it is, where neither the token nor `X-Resource-Id` says it")
     ] = None
 
+    branch: Annotated[
+        Literal["latest", "this"], Field(description="`this`: the thread of this name, whichever was used last")
+    ] = "latest"
+
     @property
     def thread_id(self) -> str:
         """The name of the chat's own thread."""
@@ -66,9 +70,6 @@ class Resuming(_OfChat):
 class Loading(_OfChat):
     """What is asked of `GET /v1/ai-sdk/chat/{id}`."""
 
-    branch: Annotated[
-        Literal["latest", "this"], Field(description="`this`: the thread of this name, whichever was used last")
-    ] = "latest"
     limit: Annotated[int, Field(ge=1, le=200, description="turns")] = 50
     before: Annotated[ID | None, Field(description="taken from the `Link` header of the page after it")] = None
 
