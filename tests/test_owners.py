@@ -236,6 +236,7 @@ async def test_what_happens_is_told_to_those_whose_threads_they_are(people: Peop
     assert readers.events == hers.events
     assert [event.name for event in his.events] == ["reset", "created", "turn_started", "turn_ended"]
     assert [event.id for event in everybodys.events[1:]] == [event.id for event in hers.events[1:] + his.events[1:]]
+    await people["all"].request("DELETE", "/v1/session", params={"thread_id": "his", "resource_id": "bob"})
     several = await people["both"].request("GET", "/v1/events")
     assert (several.status_code, several.json()["errors"][0]["field"]) == (422, "resource_id")
 

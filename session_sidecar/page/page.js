@@ -943,7 +943,7 @@ class Pane {
     while (!prompt && (await this.loadEarlier()));
     if (!prompt) return this.told("The prompt of this answer is not known.");
     const before = await this.beforePrompt(prompt);
-    return this.again(prompt, before, unused(this.thread), textOf(prompt));
+    return this.attempt(async () => this.again(prompt, before, await free(this.key), textOf(prompt)));
   }
 
   /** A form below what was pressed: a name for the new thread, and what is said in it first. */
@@ -1430,6 +1430,23 @@ function unused(thread, number = 2) {
   const known = new Set([...family.nodes.keys(), ...list.rows.map((row) => row.thread_id)]);
   while (known.has(`${stem}-${number}`)) number++;
   return `${stem}-${number}`;
+}
+
+/** Such a name that no thread has at all, of those that this page does not know either. */
+async function free({ thread_id: thread, resource_id: resource }) {
+  for (let number = 2; ; number++) {
+    const name = unused(thread, number);
+    const query = { thread_id: name, resource_id: resource, metadata: false };
+    const isThere = await call("GET", "v1/session", { query }).then(
+      () => true,
+      (error) => {
+        if (error.code !== "session_not_found") throw error;
+        return false;
+      },
+    );
+    if (!isThere) return name;
+    number = Number(name.match(/\d+$/)[0]);
+  }
 }
 
 /** One at a time, and once more if it was asked for meanwhile. */
