@@ -1,6 +1,6 @@
 """Streams of server-sent events: their headers, their pings, and readers that take nothing.
 
-sse-starlette does the same in more layers, with a task group and a deadline for each frame: a seventh of what the
+sse-starlette does the same in more layers, with a task group and a deadline for each frame: about a tenth of what the
 sidecar does for a warm turn. Its watch for a shutdown is not needed, as turns and the feed end when that is asked for.
 """
 
