@@ -64,11 +64,14 @@ class Incoming(Generic[M]):
         return services(self.request)
 
     async def while_there(self, work: Awaitable[T]) -> T:
-        """What `work` comes to; it is left where it is when the caller goes away. Raises ClientDisconnect then."""
-        done = await unless_gone(self.request.receive, _wrapped(work))
+        """What `work` comes to, never None; it is left where it is when the caller goes away.
+
+        Raises ClientDisconnect then.
+        """
+        done = await unless_gone(self.request.receive, work)
         if done is None:
             raise ClientDisconnect
-        return done[0]
+        return done
 
 
 class Nothing(BaseModel):
@@ -217,10 +220,6 @@ def _query(request: Request, model: type[M], path: Mapping[str, str]) -> M:
         names = {name for name, _ in items if request.query_params.getlist(name)[1:]}
         raise InvalidRequest("A parameter is there twice.", [{"field": n, "message": "given twice"} for n in names])
     return validated(model, {**data, **path})
-
-
-async def _wrapped(work: Awaitable[T]) -> tuple[T]:
-    return (await work,)
 
 
 async def unless_gone(receive: Receive, work: Awaitable[T]) -> T | None:

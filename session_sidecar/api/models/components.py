@@ -65,36 +65,34 @@ def _event(name: Json, data: type) -> Json:
     return {"properties": {"event": name, "data": schema}}
 
 
+def _events(description: str, *kinds: Json) -> Json:
+    return {
+        "description": description,
+        "type": "object",
+        "properties": {
+            "id": {"type": "string", "pattern": f"^{EVENT_ID}$"},
+            "event": {"type": "string"},
+            "data": {"type": "string"},
+        },
+        "required": ["id", "event", "data"],
+        "oneOf": list(kinds),
+    }
+
+
 STREAMS: Json = {
-    "ServerSentEvent": {
-        "description": "One event of a stream: `session` first, then the SDK's messages, `end` last. Between them come "
+    "ServerSentEvent": _events(
+        "One event of a stream: `session` first, then the SDK's messages, `end` last. Between them come "
         "comments, `: ping`, every few seconds. `id` is `<turn_id>-<n>`, `event` the `type` of what is in `data`: one "
         "line of JSON in ASCII, a SessionEvent of `session`, an EndEvent of `end`, an SdkMessage of the others.",
-        "type": "object",
-        "properties": {
-            "id": {"type": "string", "pattern": f"^{EVENT_ID}$"},
-            "event": {"type": "string"},
-            "data": {"type": "string"},
-        },
-        "required": ["id", "event", "data"],
-        "oneOf": [
-            _event({"const": "session"}, events.SessionEvent),
-            _event({"not": {"enum": ["session", "end"]}}, events.SdkMessage),
-            _event({"const": "end"}, events.EndEvent),
-        ],
-    },
-    "FeedEvent": {
-        "description": "One event of `/v1/events`. Between them come comments, `: ping`, every few seconds. `id` is "
+        _event({"const": "session"}, events.SessionEvent),
+        _event({"not": {"enum": ["session", "end"]}}, events.SdkMessage),
+        _event({"const": "end"}, events.EndEvent),
+    ),
+    "FeedEvent": _events(
+        "One event of `/v1/events`. Between them come comments, `: ping`, every few seconds. `id` is "
         "`<feed>-<n>`, `event` the `type` of what is in `data`: one line of JSON in ASCII.",
-        "type": "object",
-        "properties": {
-            "id": {"type": "string", "pattern": f"^{EVENT_ID}$"},
-            "event": {"type": "string"},
-            "data": {"type": "string"},
-        },
-        "required": ["id", "event", "data"],
-        "oneOf": [_event({"const": kind}, shape) for kind, shape in feed.EVENTS.items()],
-    },
+        *(_event({"const": kind}, shape) for kind, shape in feed.EVENTS.items()),
+    ),
     "UiMessageChunk": {
         "description": "One event of a UI message stream of the AI SDK: a chunk in one line of JSON, or `[DONE]` after "
         "the last one. `start` comes first and has the message's ID and, in its metadata, `threadId`, `turnId`, "
