@@ -153,5 +153,6 @@ async def test_a_connection_that_was_idle_for_longer_than_clients_keep_one_is_st
     writer.write(f"GET /healthz HTTP/1.1\r\nHost: {url.host}\r\n\r\n".encode())
     assert b" 200 " in await reader.readline()
     with pytest.raises(TimeoutError):  # closing it would end the answer
-        await asyncio.wait_for(reader.read(), 7)
+        async with asyncio.timeout(7):
+            await reader.read()
     writer.close()

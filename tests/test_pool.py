@@ -55,6 +55,11 @@ def state(session_id: str = "s", **fields: Any) -> Fingerprint:
     return Fingerprint(session_id, **given)
 
 
+async def some_steps(steps: int) -> None:
+    for _ in range(steps):
+        await asyncio.sleep(0)
+
+
 @pytest.fixture
 async def make() -> AsyncIterator[Callable[..., ProcessPool]]:
     made: list[ProcessPool] = []
@@ -96,6 +101,20 @@ async def test_a_doubt_closes_it(make: Make, other: dict[str, Any]) -> None:
     assert pool.take(key("a"), state(**other)) is None
     await pool.drop(key("a"))
     assert process.closed.is_set()
+
+
+@pytest.mark.parametrize("steps", range(6))
+async def test_the_last_that_a_taken_process_says_is_not_laid_to_the_next_one(make: Make, steps: int) -> None:
+    pool, first, second = make(2), FakeProcess(), FakeProcess()
+    pool.keep(key("a"), state(), real(first))
+    await some_steps(5)
+    first.news.set_result("gone")
+    await some_steps(steps)  # of the event loop, before somebody takes it
+    pool.take(key("a"), state())
+    pool.keep(key("a"), state(), real(second))
+    await some_steps(10)
+    assert pool.has(key("a"), state())
+    assert not second.closed.is_set()
 
 
 @pytest.mark.parametrize(("revision", "taken"), [(100, True), (150, True), (99, False)])

@@ -290,7 +290,8 @@ def watching(pid: int) -> Iterator[Callable[[float], Awaitable[bool]]]:
         ended = asyncio.Event()
         asyncio.get_running_loop().add_reader(pidfd, ended.set)
         try:
-            await asyncio.wait_for(ended.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await ended.wait()
         except TimeoutError:
             return False
         finally:
@@ -683,7 +684,8 @@ class TestOrphans:
         )
         try:
             assert parent.stdout is not None
-            pid = int(await asyncio.wait_for(parent.stdout.readline(), SECONDS))
+            async with asyncio.timeout(SECONDS):
+                pid = int(await parent.stdout.readline())
             with watching(pid) as ends_within:
                 assert program(pid) == BUNDLED
                 await (await model.requested()).holding()

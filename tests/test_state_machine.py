@@ -10,6 +10,7 @@ import os
 import random
 import signal
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -238,8 +239,10 @@ async def a_restart_changes_nothing(world: World) -> None:
     for thread in world.threads:
         # What a full disk has not taken is missing; that nothing told as completed is, the history has shown.
         entries = read_entries(world.sidecar.transcript(thread.session or ""))
-        parents = [entry.get("parentUuid") for entry in entries if "uuid" in entry]
-        assert len(set(parents)) == len(parents) > 0, ("not one chain", thread)
+        parents = Counter(entry.get("parentUuid") for entry in entries if "uuid" in entry)
+        twice = [entry for entry in entries if "uuid" in entry and parents[entry.get("parentUuid")] > 1]
+        assert parents
+        assert not twice, ("not one chain", thread, *map(json.dumps, twice))
     await world.sidecar.restart()
     assert await everything() == before
 

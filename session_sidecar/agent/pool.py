@@ -7,9 +7,11 @@ One that is at work in the background is kept as long as that takes, whatever is
 """
 
 import asyncio
+import contextlib
 import dataclasses
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
 
 from claude_agent_sdk import ClaudeAgentOptions
 
@@ -48,10 +50,10 @@ class _Warm:
     """
 
     process: AgentProcess
-    watch: asyncio.Task[None]
     state: Fingerprint
     hinted: float | None
     size: int = 0
+    watch: asyncio.Task[None] = field(init=False)
 
 
 class ProcessPool:
@@ -141,7 +143,8 @@ class ProcessPool:
             if hinted is not None and not self.has_room(hinted):
                 return False
             self._make_room(self._closable(hinted), more=1)
-        self._warm[key] = _Warm(process, self._tasks.own(self._attend(key, process)), state, hinted)
+        self._warm[key] = warm = _Warm(process, state, hinted)
+        warm.watch = self._tasks.own(self._attend(key, warm))
         return True
 
     async def drop(self, key: ThreadKey) -> None:
@@ -189,28 +192,31 @@ class ProcessPool:
         self._leaving[closing] = key
         closing.add_done_callback(self._leaving.pop)
 
-    async def _attend(self, key: ThreadKey, process: AgentProcess) -> None:
-        """Stay with a process that no turn has: until it has been unused for long, has ended, or speaks by itself."""
+    async def _attend(self, key: ThreadKey, warm: _Warm) -> None:
+        """Stay with a process that no turn has: until it has been unused for long, has ended, or speaks by itself.
+
+        Whoever takes it cancels this, and no news is acted upon after that.
+        """
+        process = warm.process
         while True:
             if not process.at_work:
-                await self._settle(key, process)
+                await self._settle(key, warm)
             patience = self._work_seconds if process.at_work else self._idle_seconds
-            try:
-                news = await asyncio.wait_for(process.overhear(), patience)
-            except TimeoutError:
-                news = "gone"
+            news: Literal["turn", "rest", "gone"] = "gone"
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(patience):
+                    news = await process.overhear()
             if news == "turn":
-                self.on_turn(key, self._warm[key].state.agent, process)
+                self.on_turn(key, warm.state.agent, process)
                 return
             if news == "gone":
                 self._close_warm(key)
                 return
 
-    async def _settle(self, key: ThreadKey, process: AgentProcess) -> None:
+    async def _settle(self, key: ThreadKey, warm: _Warm) -> None:
         """Count in a process that has come to rest; what is too much is closed, and this one too if it must be."""
-        warm = self._warm[key]
         if self._most_bytes is not None:
-            warm.size = await process.own_bytes()
+            warm.size = await warm.process.own_bytes()
             if warm.size > self._most_bytes:  # all the others would make room for nothing
                 self._close_warm(key)
                 return

@@ -387,7 +387,8 @@ async def _done(future: asyncio.Future[None], seconds: float) -> bool:
 
 async def _within(seconds: float, waiting: Awaitable[object]) -> bool:
     try:
-        await asyncio.wait_for(waiting, seconds)
+        async with asyncio.timeout(seconds):
+            await waiting
     except TimeoutError:
         return False
     return True

@@ -124,7 +124,8 @@ class Spares:
         """Stay with a spare until it has waited for long, or has ended, and replace it then."""
         since = asyncio.get_running_loop().time()
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(spare.process.overhear(), self._idle_seconds)
+            async with asyncio.timeout(self._idle_seconds):
+                await spare.process.overhear()
         self._waiting[agent].pop(spare)
         # One that ends as soon as it is there would be replaced for ever; the next turn tries again.
         if asyncio.get_running_loop().time() - since >= min(AHEAD_SECONDS, self._idle_seconds):

@@ -109,7 +109,8 @@ class Forwarded(Response):
         lost = 0
         while lost < 2:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._peers.leaving.wait(), WATCH_SECONDS)
+                async with asyncio.timeout(WATCH_SECONDS):
+                    await self._peers.leaving.wait()
                 return
             now = None
             with contextlib.suppress(Exception):  # the database does not tell

@@ -36,7 +36,8 @@ async def keep_time(turn: Turn, settings: Settings) -> None:
             turn.stop(TurnTimeout(f"The agent said nothing for {settings.turn_idle_seconds:g} seconds."))
         else:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(turn.stopping.wait(), min(deadline, silent_at) - now)
+                async with asyncio.timeout(min(deadline, silent_at) - now):
+                    await turn.stopping.wait()
 
 
 async def stop_when_asked(turn: Turn, process: AgentProcess, settings: Settings) -> None:
