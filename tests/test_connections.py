@@ -7,7 +7,9 @@ import json
 import os
 import re
 import signal
+import socket
 import statistics
+import struct
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
@@ -140,6 +142,26 @@ ESCAPES = b"\\u0041" * (4 * MIB)
 
 @pytest.mark.long
 @pytest.mark.quiet
+@pytest.mark.parametrize("path", ["/healthz", "/v1/session?thread_id=t&resource_id=r", "/nowhere"])
+async def test_a_short_answer_comes_in_one_packet(cold: Sidecar, path: str) -> None:
+    async with Client(cold) as client:
+        await client.begin("GET", path, "")
+        await client.answer()
+        info = client.writer.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 160)
+        (packets,) = struct.unpack_from("I", info, 152)  # tcpi_data_segs_in of Linux, include/uapi/linux/tcp.h
+        assert packets == 1
+
+
+async def test_a_client_that_waits_to_be_told_to_go_on_is_told(cold: Sidecar, thread: str) -> None:
+    body = json.dumps({"thread_id": thread, "resource_id": "alice"}).encode()
+    async with Client(cold) as client, asyncio.timeout(SECONDS):
+        size = f"Content-Length: {len(body)}"
+        await client.begin("POST", "/v1/chat", "Content-Type: application/json", size, "Expect: 100-continue", "")
+        assert await client.reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+        await client.send(body)
+        assert (await client.answer())[0] == 422
+
+
 async def test_sixty_unfinished_bodies_of_24_mib_take_256_mib(a_sidecar: Make, thread: str) -> None:
     async with a_sidecar() as sidecar, contextlib.AsyncExitStack() as stack:
         before = memory(sidecar, "VmRSS")

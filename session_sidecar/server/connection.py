@@ -33,6 +33,7 @@ _UNSENT_BYTES = 128 * 2**10
 _LINGER_SECONDS = 2
 # How long a reader that takes nothing may hold up a shutdown.
 _SHUTDOWN_SECONDS = 3
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"  # before the header of an answer
 _RESET = struct.pack("ii", 1, 0)
 
 
@@ -57,6 +58,8 @@ class Connection(HttpToolsProtocol):
         self._deaf = False  # nothing more is heard of what the client sends
         self._stalled: TimerHandle | None = None
         self._took = False  # whether the reader has taken something since the last look
+        self._begun = False  # whether the header of an answer has been written whose body has not
+        self._head = b""  # that header, as long as it waits for the first of the body
         self._send_seconds: float = self.app_state["services"].settings.send_seconds
 
     # A client that sends
@@ -141,7 +144,7 @@ class Connection(HttpToolsProtocol):
                 f"content-type: application/problem+json\r\ncontent-length: {len(body)}\r\n"
                 f"x-request-id: {request_id}\r\nconnection: close\r\n\r\n"
             )
-            self.write(head.encode() + body)
+            self.transport.write(head.encode() + body)
             self._linger()
         else:
             self._close()
@@ -160,8 +163,20 @@ class Connection(HttpToolsProtocol):
     # A client that reads
 
     def write(self, data: bytes) -> None:
-        """Send a part of an answer."""
-        self.transport.write(data)
+        """Send a part of an answer; its header together with the first of its body, where that is there at once.
+
+        uvloop makes a system call and a packet of each write, and these two are a third of what a short answer costs.
+        """
+        if self._begun or data == _CONTINUE:
+            head, self._head = self._head, b""
+            self.transport.write(head + data)
+        else:
+            self._begun, self._head = True, data
+            self.loop.call_soon(self._send_head)
+
+    def _send_head(self) -> None:
+        if self._head:
+            self.write(b"")
 
     def close(self) -> None:
         """The answer is complete, and no other will follow."""
@@ -186,6 +201,8 @@ class Connection(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         """The application has answered."""
+        self._send_head()
+        self._begun = False
         super().on_response_complete()
         if self._at is _At.BODY:
             self._expect_the_rest()
@@ -212,6 +229,7 @@ class Connection(HttpToolsProtocol):
 
     def _close(self) -> None:
         """Close once everything has been sent, if it can be."""
+        self._send_head()
         self.transport.close()
         self._watch_the_reader()
 
@@ -222,6 +240,7 @@ class Connection(HttpToolsProtocol):
         9112, 9.6).
         """
         self._deaf = True
+        self._send_head()
         self.flow.resume_reading()
         self.transport.write_eof()
         if self._late is not None:
