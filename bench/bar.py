@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from bench.names import (
+    AGAIN,
+    CONNECTED,
     DEPTH,
     HERE,
     MADE,
@@ -15,6 +17,7 @@ from bench.names import (
     ROWS,
     SENT,
     SIZES,
+    STARTED,
     THERE,
     UI,
 )
@@ -44,7 +47,7 @@ class Bar(NamedTuple):
 
 def bars(samples: Samples) -> Iterator[Bar]:
     """The bars whose figures are there."""
-    for one in (_latency, _throughput, _deltas, _dialects, _mappings, _replicas):
+    for one in (_latency, _throughput, _turns, _deltas, _dialects, _mappings, _lists, _starts, _replicas):
         try:
             yield from list(one(samples))
         except KeyError:  # that part was not run
@@ -55,9 +58,9 @@ def _latency(samples: Samples) -> Iterator[Bar]:
     first = "first delta, ms"
     for messages in SIZES:
         part = f"follow-up at {messages}"
-        warm, floor = samples.of(part, "sidecar, warm", first), samples.of(part, "ClaudeSDKClient, connected", first)
+        warm, floor = samples.of(part, "sidecar, warm", first), samples.of(part, CONNECTED, first)
         over = statistics.median(mine - theirs for mine, theirs in zip(warm, floor, strict=True))  # round by round
-        yield Bar(f"warm follow-up at {messages} messages, over a connected client", over, 3, unit=" ms")
+        yield Bar(f"warm follow-up at {messages} messages, over a connected client", over, 1.5, unit=" ms")
         ratio = statistics.median(warm) / samples.median(part, "query(resume=…)", first)
         yield Bar(f"warm follow-up at {messages} messages, of query(resume=…)", ratio, 1 / 10)
     spare, cold = (samples.median("new", f"sidecar, {name}", first) for name in ("spare", "cold"))
@@ -66,16 +69,25 @@ def _latency(samples: Samples) -> Iterator[Bar]:
 
 def _throughput(samples: Samples) -> Iterator[Bar]:
     rate = "turns a second"
-    warm, cold = (samples.median("16 at once", f"sidecar, {name}", rate) for name in ("warm", "cold"))
+    at_once = "16 at once"
+    warm, cold = (samples.median(at_once, f"sidecar, {name}", rate) for name in ("warm", "cold"))
+    clients = samples.median(at_once, CONNECTED, rate)
+    yield Bar("warm throughput at 16 at once, of sixteen connected clients", warm / clients, 0.95, at_most=False)
     yield Bar("warm throughput at 16 at once, of cold", warm / cold, 12, at_most=False)
     two = samples.median("2 at once", "sidecar, cold", rate)
     yield Bar("cold throughput at 16 at once, of that at 2", cold / two, 0.9, at_most=False)
 
 
+def _turns(samples: Samples) -> Iterator[Bar]:
+    yield Bar(
+        "CPU of a short warm turn, the sidecar alone", samples.median("short turn", OURS, "CPU ms"), 4, unit=" ms"
+    )
+
+
 def _deltas(samples: Samples) -> Iterator[Bar]:
     ours = samples.median("delta", OURS, "CPU µs")
     for theirs in (MADE, SENT):
-        yield Bar(f"CPU a delta, of {theirs}", ours / samples.median("delta", theirs, "CPU µs"), 0.6)
+        yield Bar(f"CPU a delta, of {theirs}", ours / samples.median("delta", theirs, "CPU µs"), 0.35)
 
 
 def _dialects(samples: Samples) -> Iterator[Bar]:
@@ -89,11 +101,20 @@ def _mappings(samples: Samples) -> Iterator[Bar]:
         samples.median("mapping", name, "a second")
         for name in ("bare Starlette endpoint", f"GET /v1/session, {few:,} rows", f"GET /v1/session, {many:,} rows")
     )
-    yield Bar(f"GET /v1/session at {many:,} rows, answers a second, of the bare endpoint", at_many / bare, 0.4, False)
+    yield Bar(f"GET /v1/session at {many:,} rows, answers a second, of the bare endpoint", at_many / bare, 0.6, False)
     yield Bar(f"GET /v1/session at {many:,} rows, time an answer, of that at {few:,}", at_few / at_many, 1.3)
     page = f"GET /v1/sessions, {many:,} rows"
     top, deep = (samples.median("mapping", name, "a second") for name in (page, f"{page}, from row {DEPTH:,}"))
     yield Bar(f"page from row {DEPTH:,}, time an answer, of that from row 0", top / deep, 1.1)
+
+
+def _lists(samples: Samples) -> Iterator[Bar]:
+    yield Bar(f"list of {AGAIN}", samples.median("list", AGAIN, "ms"), 5, unit=" ms")
+
+
+def _starts(samples: Samples) -> Iterator[Bar]:
+    empty, *_, full = (samples.median("start", f"{rows:,} rows", "s") for rows in STARTED)
+    yield Bar(f"start on {STARTED[-1]:,} rows, over one on an empty map", full - empty, 1, unit=" s")
 
 
 def _replicas(samples: Samples) -> Iterator[Bar]:

@@ -1,11 +1,16 @@
-"""CPU that one delta costs a server on its way from the CLI to the reader."""
+"""CPU that a short turn and one delta cost a server on their way from the CLI to the reader."""
 
 import contextlib
 import re
+import time
 from pathlib import Path
 from typing import Any
 
-from bench.names import MADE, OURS, SENT, UI
+from claude_agent_sdk import ClaudeSDKClient
+
+from bench.contenders import MESSAGE
+from bench.names import CONNECTED, MADE, OURS, SENT, UI
+from bench.options import options
 from bench.samples import Samples
 from bench.servers import Server, application, cpu, quiet, sidecar, stand_in
 
@@ -32,6 +37,8 @@ async def measure(home: Path, samples: Samples, rounds: int) -> None:
                 few = await _cpu(server, path, reader, f"{FEW} deltas")
                 many = await _cpu(server, path, reader, f"{MANY} deltas")
                 samples.add("delta", name, "CPU µs", (many - few) / TURNS / (MANY - FEW) * 1e6)
+            samples.add("short turn", OURS, "CPU ms", await _cpu(ours, *ways[0][2:], MESSAGE) / TURNS * 1e3)
+            samples.add("short turn", CONNECTED, "CPU ms", await _connected(home / "sdk", model.url) / TURNS * 1e3)
 
 
 class _Reader:
@@ -61,6 +68,20 @@ class _Page(_Reader):
     def hear(self, piece: bytes) -> None:
         if (start := _MESSAGE_ID.search(piece)) is not None:
             self._before = [{"id": start[1].decode(), "role": "assistant"}]
+
+
+async def _connected(home: Path, model: str) -> float:
+    """CPU seconds that as many short turns take who uses a connected client directly, after one that is not counted."""
+    before = 0.0
+    async with ClaudeSDKClient(options(home / "claude", home / "workspace", model)) as client:
+        for number in range(1 + TURNS):
+            if number == 1:
+                await quiet()
+                before = time.process_time()
+            await client.query(MESSAGE)
+            async for _ in client.receive_response():
+                pass
+    return time.process_time() - before
 
 
 async def _cpu(server: Server, path: str, reader: _Reader, message: str) -> float:

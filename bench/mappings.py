@@ -4,7 +4,6 @@ import contextlib
 import random
 import sqlite3
 import time
-import uuid
 from pathlib import Path
 from urllib.parse import urlencode
 
@@ -31,7 +30,7 @@ async def measure(home: Path, samples: Samples, rounds: int) -> None:
         paths: list[tuple[str, Server, str]] = [("bare Starlette endpoint", bare, "/")]
         page = {"resource_id": "bench", "limit": str(PAGE)}
         for rows in ROWS:
-            _fill(home / str(rows), rows)
+            fill(home / str(rows), rows)
             server = await stack.enter_async_context(sidecar(home / str(rows), "http://127.0.0.1:9"))
             one = {"thread_id": f"thread-{rows // 2}", "resource_id": "bench", "metadata": "false"}
             paths.append((f"GET /v1/session, {rows:,} rows", server, "/v1/session?" + urlencode(one)))
@@ -50,16 +49,18 @@ async def measure(home: Path, samples: Samples, rounds: int) -> None:
         await _stores(home / str(ROWS[0]), samples)
 
 
-def _fill(home: Path, rows: int) -> None:
-    """A database of one resource's threads, made a second apart."""
+def fill(home: Path, rows: int) -> None:
+    """Make a database of one resource's threads, made a second apart."""
     home.mkdir(parents=True)
     open_database(home / "sidecar.db").close()
     now = time.time_ns() // 1000
     with contextlib.closing(sqlite3.connect(home / "sidecar.db")) as database, database:
-        database.executemany(
-            "INSERT INTO session_mappings (thread_id, resource_id, sdk_session_id, created_at, updated_at)"
-            " VALUES (?, 'bench', ?, ?, ?)",
-            ((f"thread-{n}", str(uuid.uuid4()), when, when) for n in range(rows) for when in [now - n * 1_000_000]),
+        database.execute(
+            "WITH RECURSIVE numbers (n) AS (SELECT 0 WHERE ? > 0 UNION ALL SELECT n + 1 FROM numbers WHERE n + 1 < ?)"
+            " INSERT INTO session_mappings (thread_id, resource_id, sdk_session_id, created_at, updated_at)"
+            " SELECT 'thread-' || n, 'bench', printf('%08x-0000-4000-8000-%012x', n, n), made, made"
+            " FROM (SELECT n, ? - n * 1000000 AS made FROM numbers)",
+            (rows, rows, now),
         )
 
 

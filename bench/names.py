@@ -3,7 +3,8 @@
 SIZES = (2, 100, 1000)  # messages of the conversation before the turn that is measured
 AT_ONCE = (1, 2, 4, 8, 16)  # threads
 
-# Ways to bring a delta to its reader.
+# Ways to bring a turn, or a delta, to its reader.
+CONNECTED = "ClaudeSDKClient, connected"
 OURS = "sidecar, all of it"
 UI = "sidecar, in the AI SDK's dialect"
 MADE = "asdict + json.dumps"
@@ -11,6 +12,11 @@ SENT = "asdict + json.dumps, sent by Starlette"
 
 ROWS = (1_000, 1_000_000)  # of the session map
 DEPTH = 100_000  # rows before the deepest page
+STARTED = (0, 1_000_000, 10_000_000)  # rows of the map that a sidecar is started on
+
+# A page of a list with what the transcripts tell.
+FIRST = "50 threads with metadata, first time"
+AGAIN = "50 threads with metadata, again"
 
 RESUMED = (100, 2000)  # messages of a conversation that goes on on another replica
 
