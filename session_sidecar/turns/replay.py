@@ -10,6 +10,7 @@ run twice.
 """
 
 import asyncio
+import itertools
 import sys
 import time
 from collections.abc import Iterable
@@ -147,7 +148,8 @@ class Replay:
         if not isinstance(turn.error, _REFUSED):
             earlier[turn.id] = turn
         self._bytes += sys.getsizeof(turn.text)
-        self._tidy([*of_thread, turn])
+        # They ended one after the other: behind one that can be rejoined there is none that cannot be, for its age.
+        self._tidy([*itertools.takewhile(lambda before: not self._can_be_rejoined(before), of_thread), turn])
         self._make_room()
         self._sweep_later()
 
