@@ -10,7 +10,6 @@ import os
 import random
 import signal
 import time
-from collections import Counter
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -239,10 +238,12 @@ async def a_restart_changes_nothing(world: World) -> None:
     for thread in world.threads:
         # What a full disk has not taken is missing; that nothing told as completed is, the history has shown.
         entries = read_entries(world.sidecar.transcript(thread.session or ""))
-        parents = Counter(entry.get("parentUuid") for entry in entries if "uuid" in entry)
-        twice = [entry for entry in entries if "uuid" in entry and parents[entry.get("parentUuid")] > 1]
-        assert parents
-        assert not twice, ("not one chain", thread, *map(json.dumps, twice))
+        parents = [entry.get("parentUuid") for entry in entries if "uuid" in entry]
+        # The CLI goes on from what was said, and leaves its note on an API error beside that, where a full disk has not
+        # taken the answer to it.
+        notes = {entry["uuid"] for entry in entries if entry["type"] == "system"} - set(parents)
+        parents = [entry.get("parentUuid") for entry in entries if "uuid" in entry and entry["uuid"] not in notes]
+        assert len(set(parents)) == len(parents) > 0, ("not one chain", thread)
     await world.sidecar.restart()
     assert await everything() == before
 
