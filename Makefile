@@ -27,7 +27,7 @@ check: .venv/dev ## ruff, the type checker, the floors of the house, and known h
 	$(BIN)/pytest tests/test_house.py -k "import or floor or stranger"
 	$(BIN)/pip-audit --progress-spinner off --desc off --disable-pip --require-hashes -r requirements.lock
 
-bench: .venv/bench ## measure it against what else there is, in about half an hour; writes bench/results.*
+bench: .venv/bench ## measure it against what else there is, in about forty minutes; writes bench/results.*
 	$(BIN)/python -m bench
 
 bench-compare: .venv/bench ## what got slower or faster than in the last version that bench/results/ has

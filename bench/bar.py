@@ -54,13 +54,20 @@ def bars(samples: Samples) -> Iterator[Bar]:
             continue
 
 
+def over_a_client(samples: Samples, messages: int) -> float:
+    """How much later than a connected client's the first delta of a warm follow-up comes, round by round, in ms."""
+    part, first = f"follow-up at {messages}", "first delta, ms"
+    warm, floor = samples.of(part, "sidecar, warm", first), samples.of(part, CONNECTED, first)
+    return statistics.median(mine - theirs for mine, theirs in zip(warm, floor, strict=True))
+
+
 def _latency(samples: Samples) -> Iterator[Bar]:
     first = "first delta, ms"
     for messages in SIZES:
         part = f"follow-up at {messages}"
-        warm, floor = samples.of(part, "sidecar, warm", first), samples.of(part, CONNECTED, first)
-        over = statistics.median(mine - theirs for mine, theirs in zip(warm, floor, strict=True))  # round by round
+        over = over_a_client(samples, messages)
         yield Bar(f"warm follow-up at {messages} messages, over a connected client", over, 1.5, unit=" ms")
+        warm = samples.of(part, "sidecar, warm", first)
         ratio = statistics.median(warm) / samples.median(part, "query(resume=…)", first)
         yield Bar(f"warm follow-up at {messages} messages, of query(resume=…)", ratio, 1 / 10)
     spare, cold = (samples.median("new", f"sidecar, {name}", first) for name in ("spare", "cold"))

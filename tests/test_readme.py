@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from bench import speed
 from bench.bar import bars
 from bench.names import KEPT, PEOPLE, SIZES
 from bench.samples import Samples
@@ -62,6 +63,8 @@ def test_every_figure_is_of_the_run_that_is_kept() -> None:
         for part, figure in zip(parts, told, strict=True):
             if figure:
                 assert figure == f"{kept.median(part, who.strip('`'), 'first delta, ms'):.0f}", (who, part)
+    told_of = re.findall(r"^\| (.+) \| (.+) \| `(\w+)` \|$", section, re.M)
+    assert told_of == list(speed.rows(kept))
     rows = [bar.told for bar in bars(kept)]
     assert rows == [tuple(row) for row in re.findall(r"^\| (\S[^|]+) " + r"\| ([^|]+) " * 3 + r"\|$", BENCH, re.M)]
 

@@ -8,6 +8,7 @@ import contextlib
 import functools
 import json
 import os
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -45,7 +46,7 @@ Writer = Callable[[TranscriptMessage], str]
 MOST_PAGE_CHARS = 8 * 2**20
 _TAIL_BYTES = 64 * 2**10
 _MOST_TAIL_BYTES = 2**20
-_AT_ONCE = 10  # files whose heads and tails are read by a thread in one go: some 20 ms of it
+_SECONDS = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,8 +120,8 @@ class History:
         session_ids = list(session_ids)
         await self._readers.short(files.look_for, self._projects, session_ids)
         found: list[Metadata] = []
-        for start in range(0, len(session_ids), _AT_ONCE):
-            found += await self._readers.short(self._outlines, session_ids[start : start + _AT_ONCE])
+        while len(found) < len(session_ids):
+            found += await self._readers.short(self._some_outlines, session_ids[len(found) :])
         return found
 
     async def find(self, session_id: str, message_id: str) -> Glimpse | None:
@@ -167,8 +168,14 @@ class History:
             return outline, []
         return outline, [path, *sorted(path.with_suffix("").glob("subagents/**/*.jsonl"))]
 
-    def _outlines(self, session_ids: Sequence[str]) -> list[Metadata]:
-        return [self.outline(session_id) for session_id in session_ids]
+    def _some_outlines(self, session_ids: Sequence[str]) -> list[Metadata]:
+        """Those of the first ones, as many as are read in `_SECONDS`: other readers wait no longer than that."""
+        found, until = [], time.monotonic() + _SECONDS
+        for session_id in session_ids:
+            found.append(self.outline(session_id))
+            if time.monotonic() > until:
+                break
+        return found
 
     def outline(self, session_id: str) -> Metadata:
         """What head and tail of the file tell. It blocks, and needs no reader: the end of a turn waits for nobody."""
