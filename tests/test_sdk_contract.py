@@ -834,6 +834,37 @@ class TestReading:
                 async with connect(resume=other) as cli:
                     await cli.turn("hello")
 
+    @pytest.mark.parametrize(("seconds", "again", "known"), [(4, False, True), (6, False, False), (6, True, True)])
+    async def test_a_link_into_nothing_is_followed_to_what_was_said_just_before_or_the_model_forgets(
+        self, connect: Connect, warm: Cli, session: str, home: Path, seconds: int, again: bool, known: bool
+    ) -> None:
+        """Five seconds before. An entry that is there again takes the place of the first."""
+        await warm.turn("hello")
+        file = transcript(home, session)
+        assert file is not None
+        prompts = (json.loads(line) for line in file.read_bytes().splitlines() if b'"uuid"' in line)
+        prompt = next(entry for entry in prompts if entry["type"] == "user")
+        other, nowhere, first, second = (str(uuid.uuid4()) for _ in range(4))
+
+        def said(text: str, name: str, parent: str | None, at: int) -> Json:
+            links = {
+                "uuid": name,
+                "parentUuid": parent,
+                "sessionId": other,
+                "timestamp": f"2026-01-01T00:00:{at:02}.000Z",
+            }
+            return {**prompt, **links, "message": {"role": "user", "content": text}}
+
+        entries = [said("before", first, None, 0), said("after", second, nowhere, seconds)]
+        if again:
+            entries.append(said("after", second, first, seconds))
+        copy = file.with_name(f"{other}.jsonl")
+        copy.write_text("".join(json.dumps(entry, separators=(",", ":")) + "\n" for entry in entries))
+        async with connect(resume=other) as cli:
+            text = (await cli.turn("now"))[-1]["result"]
+        assert ("First: before" in text) == known
+        assert ("First: after" in text) != known
+
 
 # --- a failing API --------------------------------------------------------------------------------------------------
 

@@ -173,6 +173,14 @@ class Planner:
         elif plan.change == "aside":
             await self._transcripts.set_aside(session_id)
 
+    async def make_whole(self, plan: Plan) -> None:
+        """See that a CLI that is about to read the plan's session finds all of the conversation.
+
+        Raises SessionAmbiguous, NotSaved, TranscriptsUnavailable.
+        """
+        if plan.launch.resume_from is not None:
+            await self._transcripts.relink(plan.launch.resume_from)
+
     async def _branching_again(self, mapping: SessionMapping, parent_thread_id: str) -> Branching | None:
         """Where a fork began that a crash cut off before it had a transcript: what it was to hold is in its parent."""
         parent = await self._map.get(ThreadKey(parent_thread_id, mapping.resource_id))

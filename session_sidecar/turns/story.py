@@ -118,7 +118,10 @@ class Story:
                 turn.settle(plan.settled)
                 with contextlib.suppress(ThreadMapped):  # a turn on another replica was first; this one comes after it
                     await self._planner.commit(turn.request.key, plan)
-                    return plan, await self._processes.get(turn, plan, spare)
+                    process = await self._processes.get(turn, plan, spare)
+                    if turn.process_came == "cold":
+                        await self._planner.make_whole(plan)
+                    return plan, process
 
     async def _converse(self, turn: Turn, plan: Plan, process: AgentProcess, prompt: Prompt | None) -> None:
         """Give the prompt and publish what is said, to the result."""

@@ -83,7 +83,10 @@ class Warming:
                 return  # its message has come
             async with self._exclusion.hold(key), self._having(key):
                 # Only now nobody changes what is looked at.
-                if (found := await self._process(key, agent)) is None:
+                found = await self._process(key, agent)
+                if found is not None and await self._transcripts.relink(found[0].session_id):
+                    found = await self._process(key, agent)  # of the transcript as it is now
+                if found is None:
                     return
                 state, process = found
                 await self._pool.drop(key)

@@ -194,6 +194,15 @@ def appended(path: Path) -> Iterator[None]:
             raise
 
 
+def end_line(path: Path) -> None:
+    """End a line that a crash has torn, or what is appended would become part of it and be lost."""
+    with path.open("r+b") as file:
+        if file.seek(0, os.SEEK_END):
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
+
+
 def all_sessions(claude_config: Path) -> dict[str, list[Path]]:
     """The sessions' transcripts by session ID; whether they can be resumed is another question."""
     found: dict[str, list[Path]] = {}

@@ -145,7 +145,7 @@ class History:
         if path is None or files.session_info(path) is None:
             raise TranscriptMissing(_GONE)
         with files.appended(path):
-            _end_line(path)
+            files.end_line(path)
             with path.open("ab") as file:
                 file.write(lines)
 
@@ -296,15 +296,6 @@ def _last_in_tail(path: Path) -> Glimpse | None:
             if (last := _last(said)) or len(tail) >= _MOST_TAIL_BYTES:
                 break
         return last
-
-
-def _end_line(path: Path) -> None:
-    """End a line that a crash has torn, or what is appended would become part of it and be lost."""
-    with path.open("r+b") as file:
-        if file.seek(0, os.SEEK_END):
-            file.seek(-1, os.SEEK_END)
-            if file.read(1) != b"\n":
-                file.write(b"\n")
 
 
 _GONE = "Its transcript is not there, so neither are its messages, its title and its tag."

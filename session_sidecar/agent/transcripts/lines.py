@@ -63,7 +63,8 @@ class Chain:
             # A summary whose boundary is lost begins the conversation all the same.
             begins = entry.get("isSidechain") or (entry.get("isCompactSummary") and not self._compacted)
             parent = None if begins else self._before
+        again = entry["uuid"] in self._known  # as the CLI writes what a full disk has taken only a part of
         self._known.add(entry["uuid"])
-        if not entry.get("isSidechain"):
+        if not entry.get("isSidechain") and not again:
             self._before = entry["uuid"]
         return parent

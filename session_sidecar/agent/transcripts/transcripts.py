@@ -7,6 +7,7 @@ anything a caller sent.
 import asyncio
 import contextlib
 import functools
+import logging
 import os
 import tempfile
 import time
@@ -24,7 +25,10 @@ from session_sidecar.agent.transcripts.exchanges import all_exchanges, head, las
 from session_sidecar.agent.transcripts.fork import copy
 from session_sidecar.agent.transcripts.lines import linked, tails
 from session_sidecar.agent.transcripts.readers import Readers
+from session_sidecar.agent.transcripts.relink import relink
 from session_sidecar.errors import MessageNotFound, NotSaved, TranscriptMissing, UnsafeForkPoint
+
+logger = logging.getLogger(__name__)
 
 # The pauses between looks for a turn's last message: the CLI has written it by the time of the result, if it can.
 SAVED_SOON = (0.05, 0.2, 0.5)
@@ -110,6 +114,16 @@ class Transcripts:
         """
         found, sure, path = await self._readers.short(self._head, session_id)
         return found if sure or path is None else await self._readers.whole(_head_of_all, [path])
+
+    async def relink(self, session_id: str) -> bool:
+        """Tie to its conversation again what has lost its link, ahead of a CLI that goes on from the session.
+
+        Whether there was anything. Raises SessionAmbiguous, NotSaved, TranscriptsUnavailable.
+        """
+        lost = await self._readers.short(self._relink, session_id)
+        if lost:
+            logger.warning("session %s: %d entries had lost what they follow, and are tied to it", session_id, lost)
+        return lost > 0
 
     async def fork_title(self, session_id: str) -> str | None:
         """What a fork of a session is called that has a title, as the SDK calls its copies; None if it has none.
@@ -203,6 +217,12 @@ class Transcripts:
         found, complete = last_exchanges(path, 1)
         name = head(found)
         return name, complete or name is not None, path
+
+    def _relink(self, session_id: str) -> int:
+        path = self._find(session_id)
+        with contextlib.suppress(FileNotFoundError):
+            return relink(path) if path is not None else 0
+        return 0
 
     def _to_fork(self, session_id: str) -> tuple[Path, SDKSessionInfo]:
         """The file to copy, and what is known of it."""
