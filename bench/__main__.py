@@ -14,7 +14,7 @@ from bench.report import conditions, draw, keep, tell
 from bench.samples import Samples
 
 ROUNDS = {"latency": 15, "throughput": 3, "deltas": 5, "mappings": 5, "replicas": 3}
-ALONE = {"sizing": 1, "live": 1, "stampede": 3, "memory": 1, "lists": 5, "start": 5}
+ALONE = {"sizing": 1, "live": 1, "stampede": 1, "memory": 1, "lists": 5, "start": 5}
 HERE = Path(__file__).parent
 
 

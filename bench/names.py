@@ -37,6 +37,6 @@ SCATTERED = "three replicas, each turn on the next"
 # How many processes to keep, for how many people; which of them make room; and how people go from thread to thread.
 PEOPLE = (50, 100, 200, 500, 1000, 2000)
 KEPT = (8, 16, 32, 64, 128, 256)
-LIVE = (16, 32)  # of the real run
+LIVE = (8,)  # of the real run
 ORDERS = ("last use", "use lately", "age", "oracle")
 LOADS = ("to old threads by Zipf", "to new threads")

@@ -118,7 +118,6 @@ class History:
         """What heads and tails of the files tell, in the order of the IDs: for lists."""
         await self._transcripts.check()
         session_ids = list(session_ids)
-        await self._readers.short(files.look_for, self._projects, session_ids)
         found: list[Metadata] = []
         while len(found) < len(session_ids):
             found += await self._readers.short(self._some_outlines, session_ids[len(found) :])
@@ -171,6 +170,7 @@ class History:
     def _some_outlines(self, session_ids: Sequence[str]) -> list[Metadata]:
         """Those of the first ones, as many as are read in `_SECONDS`: other readers wait no longer than that."""
         found, until = [], time.monotonic() + _SECONDS
+        files.look_for(self._projects, session_ids)
         for session_id in session_ids:
             found.append(self.outline(session_id))
             if time.monotonic() > until:
