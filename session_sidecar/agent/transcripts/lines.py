@@ -2,9 +2,13 @@
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, BinaryIO
 
 Entry = dict[str, Any]
+
+TAIL_BYTES = 16 * 2**10
+"""What is read of the end of a file at first."""
 
 _LINKED = frozenset({"user", "assistant", "progress", "system", "attachment"})
 
@@ -19,6 +23,12 @@ def tails(file: BinaryIO, first: int, end: int) -> Iterator[tuple[int, bytes]]:
         if not start:
             return
         length *= 4
+
+
+def is_in(path: Path, name: str, end: int) -> bool:
+    """Whether an entry is in the first `end` bytes of a transcript, most likely near their end."""
+    with path.open("rb") as file:
+        return any(f'"uuid":"{name}"'.encode() in tail for _, tail in tails(file, TAIL_BYTES, end))
 
 
 def parsed(line: bytes) -> Any:

@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 
 from session_sidecar.agent.transcripts import files
-from session_sidecar.agent.transcripts.lines import Chain, Entry, linked
+from session_sidecar.agent.transcripts.lines import Chain, Entry, is_in, linked
 
 LOOKED_AT_BYTES = 2**20
 """Of the end of a file: what is lost is found by the next start of a CLI, so it is near."""
@@ -52,18 +52,5 @@ def _lost(path: Path) -> list[Entry]:
         if (parent := entry.get("parentUuid")) is not None
         and parent not in newest
         and before[name] is not None
-        and not (start and _is_in(path, str(parent), start))
+        and not (start and is_in(path, str(parent), start))
     ]
-
-
-def _is_in(path: Path, name: str, end: int) -> bool:
-    """Whether an entry is in the first `end` bytes. Only asked for a link that leads out of what was looked at."""
-    wanted = f'"uuid":"{name}"'.encode()
-    with path.open("rb") as file:
-        kept = b""
-        while (left := end - file.tell()) > 0:
-            block = kept + file.read(min(LOOKED_AT_BYTES, left))
-            if wanted in block:
-                return True
-            kept = block[-len(wanted) :]
-    return False

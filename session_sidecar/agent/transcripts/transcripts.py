@@ -23,7 +23,7 @@ from session_sidecar.agent.transcripts.chain import TranscriptMessage, read_whol
 from session_sidecar.agent.transcripts.ending import read_ending
 from session_sidecar.agent.transcripts.exchanges import all_exchanges, head, last_exchanges
 from session_sidecar.agent.transcripts.fork import copy
-from session_sidecar.agent.transcripts.lines import linked, tails
+from session_sidecar.agent.transcripts.lines import TAIL_BYTES, is_in, linked, tails
 from session_sidecar.agent.transcripts.readers import Readers
 from session_sidecar.agent.transcripts.relink import relink
 from session_sidecar.errors import MessageNotFound, NotSaved, TranscriptMissing, UnsafeForkPoint
@@ -32,7 +32,6 @@ logger = logging.getLogger(__name__)
 
 # The pauses between looks for a turn's last message: the CLI has written it by the time of the result, if it can.
 SAVED_SOON = (0.05, 0.2, 0.5)
-TAIL_BYTES = 16 * 2**10
 SOMETHING = 64 * 2**10  # bytes that a volume must take to be called writable
 
 
@@ -259,13 +258,7 @@ def _holds(path: Path, message_id: str, prompt_id: str, size: int) -> bool:
                 before = parents.pop(before)
             if start <= size:
                 break
-    return before is None or (before != message_id and _is_in(path, before, size))
-
-
-def _is_in(path: Path, message_id: str, size: int) -> bool:
-    """Whether a message is in the first `size` bytes of a transcript, most likely near their end."""
-    with path.open("rb") as file:
-        return any(f'"uuid":"{message_id}"'.encode() in tail for _, tail in tails(file, TAIL_BYTES, size))
+    return before is None or (before != message_id and is_in(path, before, size))
 
 
 @functools.lru_cache(maxsize=1024)
