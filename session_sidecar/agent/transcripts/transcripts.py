@@ -121,7 +121,7 @@ class Transcripts:
         """
         lost = await self._readers.short(self._relink, session_id)
         if lost:
-            logger.warning("session %s: %d entries had lost what they follow, and are tied to it", session_id, lost)
+            logger.warning("session %s: lost links of its transcript that are mended: %d", session_id, lost)
         return lost > 0
 
     async def fork_title(self, session_id: str) -> str | None:
