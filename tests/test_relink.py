@@ -1,5 +1,6 @@
 """Lines of a transcript are lost: what comes after them is still one conversation, for readers and for the model."""
 
+import asyncio
 import json
 from collections.abc import Callable
 from datetime import datetime, timedelta
@@ -10,7 +11,7 @@ import pytest
 
 from session_sidecar.agent.transcripts.relink import LOOKED_AT_BYTES, relink
 from tests.modes import in_both_modes
-from tests.server import Sidecar
+from tests.server import SECONDS, Sidecar, a_moment
 from tests.transcripts import messages, texts
 
 Make = Callable[..., Sidecar]
@@ -54,14 +55,29 @@ async def test_the_model_still_knows_what_came_before(a_sidecar: Make, mode: str
         assert said == [text for text in ("My name is Ada", "one", "two", "three", "Go on", "And on") if text != last]
 
 
-async def test_a_fork_has_all_of_it_too(a_sidecar: Make) -> None:
+async def test_a_fork_of_a_thread_that_went_on_has_all_of_it_too(a_sidecar: Make) -> None:
     async with a_sidecar() as sidecar:
         for prompt in ("My name is Ada", "one", "two"):
             await sidecar.say("t", prompt)
+        await sidecar.at_rest()  # the CLI has written its last line
         lose(sidecar.transcript(await sidecar.session_id("t")), "one")
+        await sidecar.say("t", "three")
         answer = await sidecar.post("/v1/chat/fork", "branch", from_thread_id="t", message="Go on")
-        assert "have said 3 things. First: My name is Ada" in answer.json()["text"]
+        assert "have said 4 things. First: My name is Ada" in answer.json()["text"]
         assert texts(await messages(sidecar, "branch"))[0] == "My name is Ada"
+
+
+async def test_a_fork_does_not_alter_a_parent_that_has_lost_a_line(a_sidecar: Make) -> None:
+    async with a_sidecar() as sidecar:
+        for prompt in ("My name is Ada", "one", "two"):
+            await sidecar.say("t", prompt)
+        path = sidecar.transcript(await sidecar.session_id("t"))
+        await sidecar.at_rest()  # the CLI has written its last line
+        lose(path, "one")
+        before = path.read_bytes()
+        answer = await sidecar.post("/v1/chat/fork", "branch", from_thread_id="t", message="Go on")
+        assert answer.json()["status"] == "completed"
+        assert path.read_bytes() == before
 
 
 async def test_a_process_that_was_hinted_at_has_all_of_it_too(a_sidecar: Make) -> None:
@@ -76,8 +92,9 @@ async def test_a_process_that_was_hinted_at_has_all_of_it_too(a_sidecar: Make) -
             "/v1/session", json={"thread_id": "t", "resource_id": "alice", "sdk_session_id": path.stem}
         )
         await sidecar.post("/v1/session/warm", "t")
-        while not sidecar.cli_processes():
-            await sidecar.settle()
+        async with asyncio.timeout(SECONDS):
+            while not sidecar.cli_processes():
+                await a_moment()
         assert "have said 2 things. First: My name is Ada" in await sidecar.say("t", "Go on")
         assert sidecar.logged("turn", process="warm")
 

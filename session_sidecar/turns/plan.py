@@ -174,12 +174,13 @@ class Planner:
             await self._transcripts.set_aside(session_id)
 
     async def make_whole(self, plan: Plan) -> None:
-        """See that a CLI that is about to read the plan's session finds all of the conversation.
+        """See that a CLI that is about to go on from the plan's session finds all of the conversation.
 
+        No process may have it. A fork's parent is left as it is: others may be writing to that.
         Raises SessionAmbiguous, NotSaved, TranscriptsUnavailable.
         """
-        if plan.launch.resume_from is not None:
-            await self._transcripts.relink(plan.launch.resume_from)
+        if plan.outcome == "resumed":
+            await self._transcripts.relink(plan.launch.session_id)
 
     async def _branching_again(self, mapping: SessionMapping, parent_thread_id: str) -> Branching | None:
         """Where a fork began that a crash cut off before it had a transcript: what it was to hold is in its parent."""
