@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 
 from claude_agent_sdk import ClaudeAgentOptions, ClaudeSDKClient, StreamEvent, query
 
+from bench.names import CONNECTED
 from bench.options import options
 from bench.seeds import Seeds
 from bench.servers import Server
@@ -117,7 +118,7 @@ class Connected:
     home: Path
     model: str
     seeds: Seeds
-    name = "ClaudeSDKClient, connected"
+    name = CONNECTED
 
     @contextlib.asynccontextmanager
     async def follow_up(self, messages: int) -> AsyncIterator[Turn]:

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.bar import bars
-from bench.names import AT_ONCE, SIZES
+from bench.names import AT_ONCE, CONNECTED, SIZES
 from bench.samples import Samples
 
 LIBRARIES = ("claude-agent-sdk", "starlette", "uvicorn", "uvloop", "httptools", "ag-ui-claude-sdk", "openai-agents")
@@ -68,7 +68,7 @@ def keep(samples: Samples, run: Mapping[str, Any], path: Path, *, alone: Sequenc
 def draw(samples: Samples, path: Path) -> None:
     """The picture: first deltas, and turns a second."""
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 4.4), width_ratios=(3, 1.6, 2))
-    whos = ["query(resume=…)", "sidecar, cold", "sidecar, warm", "ag-ui-claude-sdk", "ClaudeSDKClient, connected"]
+    whos = ["query(resume=…)", "sidecar, cold", "sidecar, warm", "ag-ui-claude-sdk", CONNECTED]
     colours = dict(zip(whos, ("#999999", "#9ecae1", "#08519c", "#fdae6b", "#bdbdbd"), strict=True))
     first = "first delta, ms"
     for index, who in enumerate(whos):
@@ -79,14 +79,14 @@ def draw(samples: Samples, path: Path) -> None:
     left.set_xticks(range(len(SIZES)), [f"{size:,} messages" for size in SIZES])
     left.set_title("follow-up turn: ms to the first delta")
     left.legend(fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.08), frameon=False)
-    new = ["query(resume=…)", "sidecar, cold", "sidecar, spare", "ClaudeSDKClient, connected"]
+    new = ["query(resume=…)", "sidecar, cold", "sidecar, spare", CONNECTED]
     values = [samples.median("new", who, first) for who in new]
     labels = ["query()", "sidecar,\ncold", "sidecar,\nspare", "client,\nconnected"]
     drawn = middle.bar(labels, values, color=["#999999", "#9ecae1", "#3182bd", "#bdbdbd"])
     middle.bar_label(drawn, [f"{value:.0f}" for value in values], fontsize=7)
     middle.tick_params("x", labelsize=7)
     middle.set_title("new thread: ms to the first delta")
-    for who in ("ClaudeSDKClient, connected", "sidecar, warm", "sidecar, cold", "query(resume=…)"):
+    for who in (CONNECTED, "sidecar, warm", "sidecar, cold", "query(resume=…)"):
         rates = [samples.median(f"{n} at once", who, "turns a second") for n in AT_ONCE]
         right.plot(AT_ONCE, rates, "o-", label=who, color=colours[who])
     right.set_xscale("log", base=2)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from session_sidecar.agent.transcripts.files import MARKER
-from session_sidecar.agent.transcripts.lines import tails
+from session_sidecar.agent.transcripts.lines import TAIL_BYTES, tails
 
 CONVERSATIONS = ("projects", "file-history", "plans", "tasks", "todos", "teams", "uploads", "agent-memory")
 """What the CLI keeps of conversations in its config directory: transcripts, and what is told of elsewhere in them."""
@@ -24,7 +24,6 @@ SETTINGS = ("settings.json", "CLAUDE.md", "agents", "commands", "skills", "rules
 """What an operator keeps there. The rest are logins (`.credentials.json`, `.claude.json`), processes and caches."""
 
 _BLOCK_BYTES = 2**20
-_TAIL_BYTES = 16 * 2**10
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +152,7 @@ def _whole_lines(copy: BinaryIO, source: Path) -> None:
         return
     size = copy.seek(0, os.SEEK_END)
     last = b""
-    for _, tail in tails(copy, _TAIL_BYTES, size):
+    for _, tail in tails(copy, TAIL_BYTES, size):
         _, found, last = tail.rpartition(b"\n")
         if found:
             break

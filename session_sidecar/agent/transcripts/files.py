@@ -20,7 +20,7 @@ from pathlib import Path
 from claude_agent_sdk import SDKSessionInfo
 from claude_agent_sdk._internal.sessions import _parse_session_info_from_lite, _read_session_lite
 
-from session_sidecar.agent.transcripts.lines import linked, tails
+from session_sidecar.agent.transcripts.lines import TAIL_BYTES, linked, tails
 from session_sidecar.errors import NotSaved, SessionAmbiguous, TranscriptsUnavailable
 
 logger = logging.getLogger(__name__)
@@ -30,7 +30,6 @@ MARKER = "session-sidecar.txt"
 
 LONG_DAYS = 3650
 """A person who sets so many days or more means: never."""
-_TAIL_BYTES = 16 * 2**10
 _FEW = 3  # sessions; a directory is listed with three system calls
 _MOST_REMEMBERED = 20_000
 _remembered: dict[tuple[Path, str], Path] = {}  # what `find` found last
@@ -151,7 +150,7 @@ def session_info(path: Path) -> SDKSessionInfo | None:
 def _can_be_resumed(path: Path) -> bool:
     """Whether anything of a conversation is in a file: the CLI goes on from one message, whichever it is."""
     with contextlib.suppress(OSError), path.open("rb") as file:
-        for start, tail in tails(file, _TAIL_BYTES, os.fstat(file.fileno()).st_size):
+        for start, tail in tails(file, TAIL_BYTES, os.fstat(file.fileno()).st_size):
             lines = tail.split(b"\n")[1 if start else 0 :]  # not a cut one
             if any((entry := linked(line)) and not entry.get("isSidechain") for line in lines):
                 return True
