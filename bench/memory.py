@@ -6,7 +6,7 @@ from pathlib import Path
 from bench.contenders import MESSAGE, streamed
 from bench.samples import Samples
 from bench.servers import Server, clis, sidecar, stand_in
-from session_sidecar.agent.descendants import own_bytes
+from session_sidecar.agent.processes.descendants import own_bytes
 
 THREADS, TURNS = 32, 500
 MIB = 2**20

@@ -21,12 +21,12 @@ from bench.seeds import Seeds
 from bench.servers import quiet, replica, sidecar, stand_in
 from bench.throughput import TURNS_WARM, load
 from session_sidecar.agent.transcripts.files import MARKER
-from session_sidecar.agent.transcripts.history import History
-from session_sidecar.agent.transcripts.readers import Readers
-from session_sidecar.archive.outlines import Outlines
-from session_sidecar.archive.postgres import PostgresChunks
-from session_sidecar.archive.sealing import KEY_BYTES, Keyring
-from session_sidecar.archive.sync import Archive
+from session_sidecar.agent.transcripts.reading.history import History
+from session_sidecar.agent.transcripts.reading.readers import Readers
+from session_sidecar.replicas.archive.outlines import Outlines
+from session_sidecar.replicas.archive.postgres import PostgresChunks
+from session_sidecar.replicas.archive.sealing import KEY_BYTES, Keyring
+from session_sidecar.replicas.archive.sync import Archive
 from session_store import SessionMap, ThreadKey
 from session_store.postgres import PostgresSessionMap
 from session_store.sqlite import SqliteSessionMap

@@ -21,9 +21,9 @@ from claude_agent_sdk import ClaudeAgentOptions
 from bench.names import KEPT, LOADS, ORDERS, PEOPLE
 from bench.samples import Samples
 from bench.virtual import VirtualLoop
-from session_sidecar.agent.pool import Fingerprint, ProcessPool
-from session_sidecar.agent.process import AgentProcess
-from session_sidecar.agent.starts import Starts
+from session_sidecar.agent.processes.pool import Fingerprint, ProcessPool
+from session_sidecar.agent.processes.process import AgentProcess
+from session_sidecar.agent.processes.starts import Starts
 from session_sidecar.agent.transcripts import Revision
 from session_store import ThreadKey
 

@@ -12,20 +12,20 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
-from session_sidecar.access.admission import Access
 from session_sidecar.agent.agents import Agents
 from session_sidecar.agent.credentials import MISSING, credentials_configured, offline_env
-from session_sidecar.agent.descendants import HOME_VARIABLE, home_mark
-from session_sidecar.agent.orphans import end_orphans, guarded_cli
-from session_sidecar.agent.pool import ProcessPool
-from session_sidecar.agent.spares import Spares, maker
-from session_sidecar.agent.starts import Starts
-from session_sidecar.agent.transcripts.conversations import Conversations
-from session_sidecar.agent.transcripts.history import History
-from session_sidecar.agent.transcripts.readers import Readers
+from session_sidecar.agent.processes.descendants import HOME_VARIABLE, home_mark
+from session_sidecar.agent.processes.orphans import end_orphans, guarded_cli
+from session_sidecar.agent.processes.pool import ProcessPool
+from session_sidecar.agent.processes.spares import Spares, maker
+from session_sidecar.agent.processes.starts import Starts
+from session_sidecar.agent.transcripts.reading.conversations import Conversations
+from session_sidecar.agent.transcripts.reading.history import History
+from session_sidecar.agent.transcripts.reading.readers import Readers
 from session_sidecar.agent.transcripts.transcripts import Transcripts
-from session_sidecar.api.ai_sdk.chat import STREAM_HEADER
-from session_sidecar.api.front import HANDLERS, Front
+from session_sidecar.api.access.admission import Access
+from session_sidecar.api.calls.ai_sdk.chat import STREAM_HEADER
+from session_sidecar.api.front.front import HANDLERS, Front
 from session_sidecar.api.http import RESOURCE_HEADER, Services
 from session_sidecar.api.models.bodies import Bodies
 from session_sidecar.api.routes import CALLS, OF_THE_PAGE
@@ -40,16 +40,16 @@ from session_sidecar.sessions.chats import Chats
 from session_sidecar.sessions.reading import Reading
 from session_sidecar.sessions.retention import retention
 from session_sidecar.settings import ENV_PREFIX, Settings, SettingsError
+from session_sidecar.turns.deciding.exclusion import Exclusion
+from session_sidecar.turns.deciding.plan import Planner
 from session_sidecar.turns.ending import Afterwards
-from session_sidecar.turns.exclusion import Exclusion
 from session_sidecar.turns.feed import Feed
-from session_sidecar.turns.keys import Keys
-from session_sidecar.turns.plan import Planner
-from session_sidecar.turns.processes import Processes
-from session_sidecar.turns.replay import Replay
+from session_sidecar.turns.processes.processes import Processes
+from session_sidecar.turns.processes.warming import Warming
+from session_sidecar.turns.replay.keys import Keys
+from session_sidecar.turns.replay.replay import Replay
 from session_sidecar.turns.story import Story
 from session_sidecar.turns.turns import Turns
-from session_sidecar.turns.warming import Warming
 from session_store import SessionMap
 
 logger = logging.getLogger(__name__)

@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from session_sidecar.agent.transcripts.files import MARKER
-from session_sidecar.agent.transcripts.history import History
-from session_sidecar.agent.transcripts.readers import Readers
-from session_sidecar.archive.chunks import MAIN, Chunks
-from session_sidecar.archive.local import files_of
-from session_sidecar.archive.outlines import Outlines
-from session_sidecar.archive.postgres import PostgresChunks
-from session_sidecar.archive.sealing import KEY_BYTES, Keyring
-from session_sidecar.archive.sqlite import SqliteChunks
-from session_sidecar.archive.sync import Archive
+from session_sidecar.agent.transcripts.reading.history import History
+from session_sidecar.agent.transcripts.reading.readers import Readers
+from session_sidecar.replicas.archive.chunks import MAIN, Chunks
+from session_sidecar.replicas.archive.local import files_of
+from session_sidecar.replicas.archive.outlines import Outlines
+from session_sidecar.replicas.archive.postgres import PostgresChunks
+from session_sidecar.replicas.archive.sealing import KEY_BYTES, Keyring
+from session_sidecar.replicas.archive.sqlite import SqliteChunks
+from session_sidecar.replicas.archive.sync import Archive
 from session_store import ThreadKey
 from session_store.postgres import PostgresSessionMap
 

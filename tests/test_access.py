@@ -3,7 +3,7 @@
 import pytest
 from starlette.types import Scope
 
-from session_sidecar.access.admission import Access
+from session_sidecar.api.access.admission import Access
 from session_sidecar.errors import ForbiddenHost, ForbiddenOrigin
 from session_sidecar.settings import Settings
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from session_sidecar.api.ai_sdk.chunks import Chunks
-from session_sidecar.api.ai_sdk.parts import NO_RESULT
+from session_sidecar.api.calls.ai_sdk.chunks import Chunks
+from session_sidecar.api.calls.ai_sdk.parts import NO_RESULT
 from tests.ai_sdk import MAJORS, Node, plain, running
 from tests.faults import Behaviour, FaultyModel, fail, hold, say, think, tool, tools
 from tests.node import need_node

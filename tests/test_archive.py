@@ -16,12 +16,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from session_sidecar.agent.transcripts.files import MARKER
-from session_sidecar.agent.transcripts.history import Metadata
-from session_sidecar.agent.transcripts.readers import Readers
-from session_sidecar.archive.chunks import CHUNK_BYTES, MAIN, Change
-from session_sidecar.archive.local import PULLED
-from session_sidecar.archive.sealing import KEY_BYTES, Keyring
+from session_sidecar.agent.transcripts.reading.history import Metadata
+from session_sidecar.agent.transcripts.reading.readers import Readers
 from session_sidecar.errors import KeyMissing, SealBroken, TranscriptMissing, TranscriptsUnavailable
+from session_sidecar.replicas.archive.chunks import CHUNK_BYTES, MAIN, Change
+from session_sidecar.replicas.archive.local import PULLED
+from session_sidecar.replicas.archive.sealing import KEY_BYTES, Keyring
 from session_store.leases import LeaseLost
 from tests.archive import KEY, PLAIN, RING, Keeper, Machine, a_session, in_postgres, in_sqlite
 from tests.conversations import conversation
@@ -504,7 +504,7 @@ async def test_a_pull_that_is_broken_off_is_gone_on_with(here: Machine, there: M
 PULLS = """
 import asyncio, sys
 from pathlib import Path
-from session_sidecar.agent.transcripts.readers import Readers
+from session_sidecar.agent.transcripts.reading.readers import Readers
 from tests.archive import KEY, PLAIN, Machine, in_sqlite
 
 async def main():

@@ -10,9 +10,9 @@ import pytest
 from claude_agent_sdk import ClaudeSDKClient, ResultMessage
 
 from session_sidecar.agent.agents import QUIET_CLI, safe_options
-from session_sidecar.agent.transcripts.readers import Readers
-from session_sidecar.archive.chunks import MAIN
-from session_sidecar.archive.local import PULLED
+from session_sidecar.agent.transcripts.reading.readers import Readers
+from session_sidecar.replicas.archive.chunks import MAIN
+from session_sidecar.replicas.archive.local import PULLED
 from tests.archive import KEY, RING, Machine, a_session, in_postgres
 from tests.faults import FaultyModel, say, tool
 

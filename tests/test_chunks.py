@@ -11,11 +11,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from session_sidecar.archive.chunks import MAIN, Change, Chunk, ChunkHead, Chunks, SealedOutline
-from session_sidecar.archive.postgres import PostgresChunks
-from session_sidecar.archive.rotation import Progress, rotate
-from session_sidecar.archive.sealing import KEY_BYTES, SALT_BYTES, Keyring, Seal
-from session_sidecar.archive.sqlite import SqliteChunks
+from session_sidecar.replicas.archive.chunks import MAIN, Change, Chunk, ChunkHead, Chunks, SealedOutline
+from session_sidecar.replicas.archive.postgres import PostgresChunks
+from session_sidecar.replicas.archive.rotation import Progress, rotate
+from session_sidecar.replicas.archive.sealing import KEY_BYTES, SALT_BYTES, Keyring, Seal
+from session_sidecar.replicas.archive.sqlite import SqliteChunks
 from session_store import StoreUnavailable, StoreUnusable, ThreadKey
 from session_store.postgres import PostgresSessionMap
 from tests.archive import KEY, Keeper, a_session, in_postgres, in_sqlite

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from session_sidecar.turns.exclusion import Claims
+from session_sidecar.turns.deciding.exclusion import Claims
 from session_store import ThreadKey
 
 T1, T2 = ThreadKey("t1", "alice"), ThreadKey("t2", "alice")

@@ -473,7 +473,7 @@ async def test_serve_does_not_pay_for_the_commands_beside_it() -> None:
         import sys
         from session_sidecar.cli import main
         main(["serve", "--help"], standalone_mode=False)
-        sys.exit(sum(name in sys.modules for name in ("rich", "httpx2", "session_sidecar.client")))
+        sys.exit(sum(name in sys.modules for name in ("rich", "httpx2", "session_sidecar.cli.client")))
     """
     process = await asyncio.create_subprocess_exec(sys.executable, "-c", code, stdout=asyncio.subprocess.DEVNULL)
     assert await process.wait() == 0

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from session_sidecar.agent.orphans import guarded_cli
+from session_sidecar.agent.processes.orphans import guarded_cli
 from tests.faults import FaultyModel
 from tests.modes import COLD, WARM
 from tests.server import SECONDS, Sidecar, a_moment, gone, running

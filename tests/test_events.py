@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from session_sidecar.api.frames import native, position
+from session_sidecar.api.streams.frames import native, position
 from session_sidecar.errors import ReplayGone
 from session_sidecar.turns.events import CHUNK_BYTES, EventLog
 

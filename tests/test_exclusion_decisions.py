@@ -6,8 +6,8 @@ from typing import Literal
 import pytest
 
 from session_sidecar.errors import QueueFull, ShuttingDown, ThreadBusy, ThreadDeleted, ThreadExists
+from session_sidecar.turns.deciding.exclusion import Exclusion
 from session_sidecar.turns.events import EventLog
-from session_sidecar.turns.exclusion import Exclusion
 from session_sidecar.turns.turn import Turn, TurnRequest
 from session_store import ThreadKey
 

@@ -18,7 +18,7 @@ import httpx
 import psycopg
 import pytest
 
-from session_sidecar.replicas.keeping import UNUSED_SECONDS
+from session_sidecar.replicas.leases.keeping import UNUSED_SECONDS
 from tests.faults import FaultyModel, hold
 from tests.postgres import PASSWORD, Postgres, free_port, through
 from tests.replicas import (

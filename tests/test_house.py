@@ -14,14 +14,14 @@ HOUSE = "session_sidecar"
 # From below: a room imports from its own floor and from those below it. `errors` and `settings` are the ground.
 FLOORS = (
     {"session_store"},
-    {f"{HOUSE}.errors", f"{HOUSE}.settings", f"{HOUSE}.client", f"{HOUSE}.offline"},
+    {f"{HOUSE}.errors", f"{HOUSE}.settings", f"{HOUSE}.cli.client", f"{HOUSE}.offline"},
     {f"{HOUSE}.observe"},
     {f"{HOUSE}.agent"},
-    {f"{HOUSE}.archive"},
+    {f"{HOUSE}.replicas.archive"},
     {f"{HOUSE}.replicas"},
     {f"{HOUSE}.turns"},
     {f"{HOUSE}.sessions"},
-    {f"{HOUSE}.access"},
+    {f"{HOUSE}.api.access"},
     {f"{HOUSE}.api"},
     {f"{HOUSE}.server"},
     {f"{HOUSE}.app"},
@@ -34,12 +34,12 @@ SDK, HTTP, DATABASE = (
 )
 STRANGERS = {  # what a room must not know, though it lies no higher
     "session_store": (SDK, *HTTP),
-    f"{HOUSE}.client": (SDK, *HTTP, *DATABASE, "session_store"),
+    f"{HOUSE}.cli.client": (SDK, *HTTP, *DATABASE, "session_store"),
     f"{HOUSE}.observe": (SDK, *HTTP, *DATABASE, "session_store"),
     f"{HOUSE}.agent": (*HTTP, *DATABASE),
-    f"{HOUSE}.archive": (SDK, *HTTP, "aiosqlite"),
+    f"{HOUSE}.replicas.archive": (SDK, *HTTP, "aiosqlite"),
     **{
-        f"{HOUSE}.archive.{name}": DATABASE
+        f"{HOUSE}.replicas.archive.{name}": DATABASE
         for name in ("chunks", "sealing", "local", "compare", "sync", "outlines", "rotation")
     },
     f"{HOUSE}.turns": (SDK, *HTTP, *DATABASE),
@@ -53,7 +53,9 @@ def is_in(module: str, room: str) -> bool:
 
 
 def floor(module: str) -> int | None:
-    return next((number for number, rooms in enumerate(FLOORS) for room in rooms if is_in(module, room)), None)
+    """The floor of the smallest room that it is in: `api.access` lies below the rest of `api`."""
+    rooms = [(len(room), number) for number, rooms in enumerate(FLOORS) for room in rooms if is_in(module, room)]
+    return max(rooms)[1] if rooms else None
 
 
 def imports() -> Iterator[tuple[str, str]]:
@@ -103,8 +105,9 @@ def test_the_wheel_installs_two_packages_and_nothing_else(installed: Path) -> No
     packages = {path.name for path in installed.iterdir() if not path.name.endswith(".dist-info")}
     assert packages == {"session_store", HOUSE}
     assert (installed / "session_store" / "sqlite" / "schema.sql").exists()
-    assert (installed / HOUSE / "api" / "docs.html").exists()
-    assert {path.name for path in (installed / HOUSE / "page").iterdir()} == {"index.html", "page.css", "page.js"}
+    assert (installed / HOUSE / "api" / "documents" / "docs.html").exists()
+    page = installed / HOUSE / "api" / "calls" / "page"
+    assert {path.name for path in page.iterdir()} == {"__init__.py", "index.html", "page.css", "page.js"}
 
 
 def test_somebodys_own_package_called_app_can_define_the_agents(installed: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from session_sidecar.turns.keys import KEY_SECONDS, digest
+from session_sidecar.turns.replay.keys import KEY_SECONDS, digest
 from session_sidecar.turns.turn import TurnRequest
 from session_store import ThreadKey
 from tests.faults import FaultyModel

@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
-from session_sidecar.agent.transcripts.chain import conversation, read_entries
+from session_sidecar.agent.transcripts.reading.chain import conversation, read_entries
 from tests.faults import FaultyModel
 from tests.modes import COLD
 from tests.server import MARK, Sidecar, a_moment, gone
@@ -73,7 +73,7 @@ def workers(sidecar: Sidecar) -> list[int]:
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             ours = f"{MARK}={sidecar.home}\0".encode() in (process / "environ").read_bytes()
-            if ours and b"session_sidecar.agent.transcripts.worker" in (process / "cmdline").read_bytes():
+            if ours and b"session_sidecar.agent.transcripts.reading.worker" in (process / "cmdline").read_bytes():
                 found.append(int(process.name))
     return found
 

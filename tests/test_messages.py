@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from session_sidecar.agent.transcripts.chain import conversation, entries_of
+from session_sidecar.agent.transcripts.reading.chain import conversation, entries_of
 from tests.faults import FaultyModel, fail, tool, tools
 from tests.server import SECONDS, Sidecar
 from tests.transcripts import AGENTS, get, messages, repeat, settled, texts

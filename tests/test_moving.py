@@ -15,7 +15,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from session_sidecar.archive.local import files_of
+from session_sidecar.replicas.archive.local import files_of
 from tests.conversations import conversation
 from tests.faults import FaultyModel, say, tool
 from tests.forked import PROGRAM

@@ -18,12 +18,12 @@ import schemathesis
 from starlette.requests import Request
 
 from session_sidecar import errors
-from session_sidecar.access.admission import PROBES
-from session_sidecar.api.docs import Docs, page
+from session_sidecar.api.access.admission import PROBES
+from session_sidecar.api.documents.docs import Docs, page
+from session_sidecar.api.documents.openapi import document
+from session_sidecar.api.documents.problems import OF_NO_CALL, problems_of
+from session_sidecar.api.documents.problems import page as list_of_problems
 from session_sidecar.api.http import Call, Incoming, Nothing
-from session_sidecar.api.openapi import document
-from session_sidecar.api.problems import OF_NO_CALL, problems_of
-from session_sidecar.api.problems import page as list_of_problems
 from session_sidecar.api.routes import CALLS
 from session_sidecar.errors import SidecarError
 from tests.faults import FaultyModel, hold
@@ -120,7 +120,7 @@ def test_whatever_may_come_with_a_retry_after_says_so() -> None:
 
 
 def test_the_list_of_problems_is_that_of_the_calls() -> None:
-    command = "python -m session_sidecar.api.problems > docs/problems.md"
+    command = "python -m session_sidecar.api.documents.problems > docs/problems.md"
     assert (ROOT / "docs" / "problems.md").read_text() == list_of_problems(CALLS), f"write it anew: {command}"
 
 

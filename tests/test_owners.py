@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from session_sidecar.access.tokens import TokenFile, make_token
+from session_sidecar.api.access.tokens import TokenFile, make_token
 from session_sidecar.api.http import Call
 from session_sidecar.api.routes import CALLS
 from tests.faults import FaultyModel

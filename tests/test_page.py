@@ -12,7 +12,7 @@ import pytest
 from playwright.async_api import Locator, Page, expect
 from starlette.applications import Starlette
 
-from session_sidecar.access.tokens import TokenFile, make_token
+from session_sidecar.api.access.tokens import TokenFile, make_token
 from session_sidecar.app import create_app
 from session_sidecar.settings import Settings
 from session_store import ThreadKey
@@ -25,7 +25,7 @@ from tests.transcripts import messages, metadata, repeat, settled, texts
 
 Make = Callable[..., Sidecar]
 Tab = Callable[..., Awaitable["Page"]]
-FILES = Path(__file__).parent.parent / "session_sidecar" / "page"
+FILES = Path(__file__).parent.parent / "session_sidecar" / "api" / "calls" / "page"
 
 
 class Ui:

@@ -9,7 +9,7 @@ from session_sidecar.agent.agents import Launch
 from session_sidecar.agent.transcripts import NOTHING, Revision
 from session_sidecar.agent.transcripts.transcripts import TranscriptInfo
 from session_sidecar.errors import TranscriptMissing
-from session_sidecar.turns.plan import Branching, Plan, Seen, decide
+from session_sidecar.turns.deciding.plan import Branching, Plan, Seen, decide
 from session_sidecar.turns.turn import Settled, TurnRequest
 from session_store import SessionMapping, ThreadKey
 

@@ -7,8 +7,8 @@ from typing import Any, cast
 import pytest
 from claude_agent_sdk import ClaudeAgentOptions
 
-from session_sidecar.agent.pool import Fingerprint, ProcessPool
-from session_sidecar.agent.process import AgentProcess
+from session_sidecar.agent.processes.pool import Fingerprint, ProcessPool
+from session_sidecar.agent.processes.process import AgentProcess
 from session_store import ThreadKey
 
 OPTIONS = ClaudeAgentOptions()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from claude_agent_sdk import ClaudeAgentOptions
 
-from session_sidecar.agent.process import AgentProcess, Prompt
+from session_sidecar.agent.processes.process import AgentProcess, Prompt
 from tests.faults import FaultyModel, say, tool
 from tests.server import SECONDS
 

@@ -10,10 +10,10 @@ from typing import Any, cast
 import pytest
 from claude_agent_sdk import SessionStore, SessionStoreEntry, fork_session, get_session_messages_from_store
 
-from session_sidecar.agent.transcripts.chain import TranscriptMessage, entries_of
-from session_sidecar.agent.transcripts.chain import conversation as read
-from session_sidecar.agent.transcripts.ending import ending
 from session_sidecar.agent.transcripts.fork import copy
+from session_sidecar.agent.transcripts.reading.chain import TranscriptMessage, entries_of
+from session_sidecar.agent.transcripts.reading.chain import conversation as read
+from session_sidecar.agent.transcripts.reading.ending import ending
 from tests.conversations import conversation, damaged
 
 SEEDS = range(40)

@@ -12,8 +12,8 @@ import pytest
 
 from session_sidecar.errors import AgentFailed, IdempotencyMismatch, ReplayGone
 from session_sidecar.settings import Settings
-from session_sidecar.turns.keys import KEY_SECONDS
-from session_sidecar.turns.replay import MAX_KEYS, SWEEP_SECONDS, Replay
+from session_sidecar.turns.replay.keys import KEY_SECONDS
+from session_sidecar.turns.replay.replay import MAX_KEYS, SWEEP_SECONDS, Replay
 from session_sidecar.turns.turn import Turn, TurnRequest
 from session_store import ThreadKey
 from tests.faults import Behaviour, FaultyModel

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from session_sidecar.archive.chunks import Chunk
-from session_sidecar.archive.sealing import KEY_BYTES, Keyring
 from session_sidecar.errors import KeyMissing, SealBroken
+from session_sidecar.replicas.archive.chunks import Chunk
+from session_sidecar.replicas.archive.sealing import KEY_BYTES, Keyring
 from session_sidecar.settings import SettingsError
 
 SESSION, OTHER = "0f8fad5b-d9cb-469f-a165-70867728950e", "7c9e6679-7425-40de-944b-e07fc1f90ae7"

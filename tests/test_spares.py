@@ -7,9 +7,9 @@ from typing import cast
 
 import pytest
 
-from session_sidecar.agent.process import AgentProcess
-from session_sidecar.agent.spares import Spare, Spares
-from session_sidecar.agent.starts import Starts
+from session_sidecar.agent.processes.process import AgentProcess
+from session_sidecar.agent.processes.spares import Spare, Spares
+from session_sidecar.agent.processes.starts import Starts
 from session_sidecar.errors import AgentStartFailed
 
 

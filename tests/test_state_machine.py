@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from session_sidecar.agent.transcripts.chain import read_entries
+from session_sidecar.agent.transcripts.reading.chain import read_entries
 from tests.promises import ADOPT, BOUND, FORK, GONE, NOTHING_TO_FORK, TURN, People, Thread
 from tests.server import SECONDS, Sidecar, a_moment, gone, running
 from tests.volume import Volume, mounted

@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from session_sidecar.access.tokens import TokenFile, Tokens, make_token
+from session_sidecar.api.access.tokens import TokenFile, Tokens, make_token
 from session_sidecar.settings import SettingsError
 from tests.server import SECONDS, Sidecar, a_moment, followed
 from tests.terminal import Ended, command, shell

@@ -18,8 +18,8 @@ from claude_agent_sdk import ClaudeAgentOptions
 from pydantic import TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 
-from session_sidecar.agent.orphans import CLI_VARIABLE, installed_cli
-from session_sidecar.agent.process import CLI_MISSING, TITLE_ARGUMENT, AgentProcess
+from session_sidecar.agent.processes.orphans import CLI_VARIABLE, installed_cli
+from session_sidecar.agent.processes.process import CLI_MISSING, TITLE_ARGUMENT, AgentProcess
 from session_sidecar.errors import AgentMisconfigured, AgentStartFailed, UnknownAgent
 from session_sidecar.settings import SettingsError
 from session_store import ThreadKey

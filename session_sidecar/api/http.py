@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Match, Route
 from starlette.types import Receive, Scope
 
-from session_sidecar.access.admission import Access, Caller
+from session_sidecar.api.access.admission import Access, Caller
 from session_sidecar.api.models.bodies import Bodies, validated
 from session_sidecar.api.models.texts import MAX_ID_CHARS
 from session_sidecar.errors import InvalidRequest, SidecarError, UnsupportedMediaType

@@ -6,10 +6,10 @@ The README's table is held to this one by a test, and so are the router and the 
 from typing import Any
 
 from session_sidecar import errors
-from session_sidecar.api import chat, feed, health, page, sessions
-from session_sidecar.api.ai_sdk import chat as ai_sdk
-from session_sidecar.api.ai_sdk.requests import Loading, Resuming, Sending
-from session_sidecar.api.docs import Docs
+from session_sidecar.api.calls import chat, feed, health, page, sessions
+from session_sidecar.api.calls.ai_sdk import chat as ai_sdk
+from session_sidecar.api.calls.ai_sdk.requests import Loading, Resuming, Sending
+from session_sidecar.api.documents.docs import Docs
 from session_sidecar.api.http import Call, Nothing
 from session_sidecar.api.models import answers, requests
 from session_sidecar.api.models import feed as feeds

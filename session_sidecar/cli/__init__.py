@@ -44,8 +44,8 @@ def finish(work: Coroutine[Any, Any, T]) -> T:
     """Do what takes long and can be broken off. What it raises ends the command in one line, Ctrl-C with 130."""
     import asyncio  # noqa: PLC0415
 
-    from session_sidecar.client import show  # noqa: PLC0415
-    from session_sidecar.client.http import Interrupted  # noqa: PLC0415
+    from session_sidecar.cli.client import show  # noqa: PLC0415
+    from session_sidecar.cli.client.http import Interrupted  # noqa: PLC0415
     from session_sidecar.errors import SidecarError  # noqa: PLC0415
     from session_sidecar.settings import SettingsError  # noqa: PLC0415
     from session_store import SessionMapError  # noqa: PLC0415
@@ -64,7 +64,7 @@ def finish(work: Coroutine[Any, Any, T]) -> T:
 
 
 def _calls() -> click.Group:
-    from session_sidecar.client.commands import calls  # noqa: PLC0415 - `serve` does not pay for it
+    from session_sidecar.cli.client.commands import calls  # noqa: PLC0415 - `serve` does not pay for it
 
     return calls
 

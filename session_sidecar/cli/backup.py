@@ -22,8 +22,8 @@ def backup(*, directory: Path, home: Path | None) -> None:
       session-sidecar backup --home var backups/monday
       session-sidecar doctor --home backups/monday
     """
-    from session_sidecar.client import show  # noqa: PLC0415 - a table on a terminal, JSON in a pipe
-    from session_sidecar.sessions.backup import BackupFailed, back_up  # noqa: PLC0415
+    from session_sidecar.cli.client import show  # noqa: PLC0415 - a table on a terminal, JSON in a pipe
+    from session_sidecar.sessions.upkeep.backup import BackupFailed, back_up  # noqa: PLC0415
     from session_sidecar.settings import Settings, SettingsError  # noqa: PLC0415
 
     try:

@@ -25,7 +25,7 @@ def config(**options: Any) -> None:
       session-sidecar config
       session-sidecar config --port 8001 | grep -v '"default"'
     """
-    from session_sidecar.client import show  # noqa: PLC0415 - a table on a terminal, JSON in a pipe
+    from session_sidecar.cli.client import show  # noqa: PLC0415 - a table on a terminal, JSON in a pipe
     from session_sidecar.settings import ENV_PREFIX, Settings, SettingsError  # noqa: PLC0415
 
     try:

@@ -36,7 +36,7 @@ def doctor(ctx: click.Context, *, home: Path | None, fix: bool, as_json: bool) -
     import json  # noqa: PLC0415
     import sys  # noqa: PLC0415
 
-    from session_sidecar.sessions.doctor import examine  # noqa: PLC0415
+    from session_sidecar.sessions.upkeep.doctor import examine  # noqa: PLC0415
     from session_sidecar.settings import Settings, SettingsError  # noqa: PLC0415
     from session_store import StoreInUse  # noqa: PLC0415
 

@@ -35,9 +35,9 @@ def rotate(ctx: click.Context, *, home: Path | None, database: str | None) -> No
       session-sidecar rotate --home var
       session-sidecar rotate --database postgresql://me@db/chat
     """
-    from session_sidecar.client import show  # noqa: PLC0415 - a table on a terminal, JSON in a pipe
-    from session_sidecar.client.http import dumps  # noqa: PLC0415
-    from session_sidecar.sessions.rotating import KeyRefused, Rotated, seal_anew  # noqa: PLC0415
+    from session_sidecar.cli.client import show  # noqa: PLC0415 - a table on a terminal, JSON in a pipe
+    from session_sidecar.cli.client.http import dumps  # noqa: PLC0415
+    from session_sidecar.sessions.upkeep.rotating import KeyRefused, Rotated, seal_anew  # noqa: PLC0415
 
     settings = _settings(home, database)
 
@@ -82,9 +82,9 @@ def forget_key(*, resource: str, home: Path | None, database: str | None, yes: b
     Example:
       session-sidecar forget-key alice --home var
     """
-    from session_sidecar.client import show  # noqa: PLC0415 - a table on a terminal, JSON in a pipe
-    from session_sidecar.sessions.rotating import KeyRefused  # noqa: PLC0415
-    from session_sidecar.sessions.rotating import forget_key as forget  # noqa: PLC0415
+    from session_sidecar.cli.client import show  # noqa: PLC0415 - a table on a terminal, JSON in a pipe
+    from session_sidecar.sessions.upkeep.rotating import KeyRefused  # noqa: PLC0415
+    from session_sidecar.sessions.upkeep.rotating import forget_key as forget  # noqa: PLC0415
 
     settings = _settings(home, database)
     if not yes:

@@ -12,7 +12,7 @@ import click
 from session_sidecar.cli import database_option, finish, home_option
 
 if TYPE_CHECKING:
-    from session_sidecar.sessions.moving.places import Step
+    from session_sidecar.sessions.upkeep.moving.places import Step
     from session_sidecar.settings import Settings
 
 _dry_run = click.option("--dry-run", is_flag=True, help="Only say what would be done.")
@@ -37,7 +37,7 @@ def import_(ctx: click.Context, *, home: Path | None, database: str | None, dry_
       session-sidecar import --home var --database postgresql://me@db/chat --dry-run
       session-sidecar import --home var --database postgresql://me@db/chat
     """
-    from session_sidecar.sessions.moving.into import move_in  # noqa: PLC0415
+    from session_sidecar.sessions.upkeep.moving.into import move_in  # noqa: PLC0415
 
     _move(ctx, move_in(_settings(home, database), dry_run=dry_run))
 
@@ -60,7 +60,7 @@ def export(ctx: click.Context, *, home: Path | None, database: str | None, dry_r
     Example:
       session-sidecar export --home var --database postgresql://me@db/chat
     """
-    from session_sidecar.sessions.moving.out import move_out  # noqa: PLC0415
+    from session_sidecar.sessions.upkeep.moving.out import move_out  # noqa: PLC0415
 
     _move(ctx, move_out(_settings(home, database), dry_run=dry_run))
 
@@ -78,9 +78,9 @@ def _settings(home: Path | None, database: str | None) -> "Settings":
 
 
 def _move(ctx: click.Context, steps: "AsyncGenerator[Step, None]") -> None:
-    from session_sidecar.client import show  # noqa: PLC0415 - a table on a terminal, JSON in a pipe
-    from session_sidecar.client.http import dumps  # noqa: PLC0415
-    from session_sidecar.sessions.moving.places import MoveFailed  # noqa: PLC0415
+    from session_sidecar.cli.client import show  # noqa: PLC0415 - a table on a terminal, JSON in a pipe
+    from session_sidecar.cli.client.http import dumps  # noqa: PLC0415
+    from session_sidecar.sessions.upkeep.moving.places import MoveFailed  # noqa: PLC0415
 
     counts: Counter[str] = Counter()
 

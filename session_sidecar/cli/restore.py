@@ -19,9 +19,9 @@ def restore(*, directory: Path, home: Path | None) -> None:
     Example:
       session-sidecar restore --home elsewhere backups/monday
     """
-    from session_sidecar.client import show  # noqa: PLC0415 - a table on a terminal, JSON in a pipe
-    from session_sidecar.sessions.backup import BackupFailed  # noqa: PLC0415
-    from session_sidecar.sessions.backup import restore as restored  # noqa: PLC0415
+    from session_sidecar.cli.client import show  # noqa: PLC0415 - a table on a terminal, JSON in a pipe
+    from session_sidecar.sessions.upkeep.backup import BackupFailed  # noqa: PLC0415
+    from session_sidecar.sessions.upkeep.backup import restore as restored  # noqa: PLC0415
     from session_sidecar.settings import Settings, SettingsError  # noqa: PLC0415
 
     try:

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import click
 
-from session_sidecar.access.tokens import ALL, TokenFile, make_token, plain
+from session_sidecar.api.access.tokens import ALL, TokenFile, make_token, plain
 from session_sidecar.settings import Settings, SettingsError
 
 T = TypeVar("T")

@@ -5,7 +5,7 @@ docs/gen-ai/gen-ai-agent-spans.md, "Invoke agent internal span". The conversatio
 that the CLI's own spans have too. Threads and resources are the caller's names of people and their affairs, and stay
 out of traces.
 
-The SDK passes the context in which it connects a process on to it; `agent/starts.py` says to which processes.
+The SDK passes the context in which it connects a process on to it; `agent/processes/starts.py` says to which processes.
 """
 
 import contextlib

@@ -12,10 +12,10 @@ from weakref import WeakValueDictionary
 
 from session_sidecar.agent.tasks import Tasks
 from session_sidecar.agent.transcripts import Revision
-from session_sidecar.agent.transcripts.history import Metadata
-from session_sidecar.archive.outlines import Outlines
+from session_sidecar.agent.transcripts.reading.history import Metadata
 from session_sidecar.errors import HeldElsewhere
-from session_sidecar.replicas.keeping import Keeping
+from session_sidecar.replicas.archive.outlines import Outlines
+from session_sidecar.replicas.leases.keeping import Keeping
 from session_sidecar.replicas.outbox import Outbox
 from session_sidecar.replicas.tenancy import Occupants, lost
 from session_store import SessionMap, SessionMapError, SessionMapping, ThreadKey

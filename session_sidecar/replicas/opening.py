@@ -5,13 +5,13 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING
 
-from session_sidecar.agent.transcripts.history import History
+from session_sidecar.agent.transcripts.reading.history import History
 from session_sidecar.replicas.tenancy import Alone, Tenancy
 from session_sidecar.settings import Settings
 from session_store import SessionMap, SessionMapError, open_session_map, open_shared_session_map
 
 if TYPE_CHECKING:
-    from session_sidecar.archive.chunks import Chunks
+    from session_sidecar.replicas.archive.chunks import Chunks
     from session_store.leases import Leases
 
     Opened = tuple[SessionMap, Leases, Chunks]
@@ -32,9 +32,9 @@ async def opened(
         stack.push_async_callback(own.close)
         return own, Alone(own)
     # What only a database with transcripts in it needs is loaded only for one.
-    from session_sidecar.archive.outlines import Outlines  # noqa: PLC0415
-    from session_sidecar.archive.sealing import Keyring  # noqa: PLC0415
-    from session_sidecar.archive.sync import Archive  # noqa: PLC0415
+    from session_sidecar.replicas.archive.outlines import Outlines  # noqa: PLC0415
+    from session_sidecar.replicas.archive.sealing import Keyring  # noqa: PLC0415
+    from session_sidecar.replicas.archive.sync import Archive  # noqa: PLC0415
     from session_sidecar.replicas.fleet import Fleet  # noqa: PLC0415
     from session_sidecar.replicas.outbox import Outbox  # noqa: PLC0415
 
@@ -47,8 +47,8 @@ async def opened(
 
 
 async def _of_one(settings: Settings, stack: AsyncExitStack, observe: Observe) -> "Opened":
-    from session_sidecar.archive.sqlite import SqliteChunks  # noqa: PLC0415
-    from session_sidecar.replicas.sole import SoleLeases  # noqa: PLC0415
+    from session_sidecar.replicas.archive.sqlite import SqliteChunks  # noqa: PLC0415
+    from session_sidecar.replicas.leases.sole import SoleLeases  # noqa: PLC0415
 
     session_map = await open_session_map(settings.database_url, observe=observe)
     stack.push_async_callback(session_map.close)
@@ -58,8 +58,8 @@ async def _of_one(settings: Settings, stack: AsyncExitStack, observe: Observe) -
 
 
 async def _of_many(settings: Settings, stack: AsyncExitStack, observe: Observe) -> "Opened":
-    from session_sidecar.archive.postgres import PostgresChunks  # noqa: PLC0415
-    from session_sidecar.replicas.identity import replica_of  # noqa: PLC0415
+    from session_sidecar.replicas.archive.postgres import PostgresChunks  # noqa: PLC0415
+    from session_sidecar.replicas.leases.identity import replica_of  # noqa: PLC0415
 
     replica_id = stack.enter_context(replica_of(settings.home.absolute()))
     shared = await open_shared_session_map(

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from typing import Literal
 
 from session_sidecar.agent.transcripts import Revision
-from session_sidecar.archive.sync import Archive
 from session_sidecar.errors import SidecarError, TranscriptMissing, public_error
+from session_sidecar.replicas.archive.sync import Archive
 from session_store import ThreadKey
 from session_store.leases import LeaseLost, Leases
 

@@ -4,9 +4,9 @@ import asyncio
 from collections.abc import Callable
 
 import session_store
-from session_sidecar.agent.orphans import live_clis
+from session_sidecar.agent.processes.orphans import live_clis
 from session_sidecar.agent.transcripts.files import is_session_id
-from session_sidecar.agent.transcripts.history import History, Metadata
+from session_sidecar.agent.transcripts.reading.history import History, Metadata
 from session_sidecar.agent.transcripts.transcripts import Transcripts
 from session_sidecar.errors import (
     HeldElsewhere,

@@ -11,9 +11,9 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from session_sidecar.agent.transcripts.conversations import AskedExchanges, Conversations
-from session_sidecar.agent.transcripts.exchanges import Exchange, Known
-from session_sidecar.agent.transcripts.history import Page
+from session_sidecar.agent.transcripts.reading.conversations import AskedExchanges, Conversations
+from session_sidecar.agent.transcripts.reading.exchanges import Exchange, Known
+from session_sidecar.agent.transcripts.reading.history import Page
 from session_sidecar.errors import (
     InvalidRequest,
     SessionAmbiguous,
@@ -24,7 +24,7 @@ from session_sidecar.errors import (
 from session_sidecar.replicas.tenancy import Tenancy
 from session_sidecar.sessions.family import MOST, family
 from session_sidecar.sessions.heads import Place, Thread, decide, go_on
-from session_sidecar.turns.keys import digest
+from session_sidecar.turns.replay.keys import digest
 from session_sidecar.turns.turn import Turn, TurnRequest
 from session_sidecar.turns.turns import Turns
 from session_store import SessionMap, SessionMapping, ThreadKey

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from session_sidecar.agent.transcripts.chain import Glimpse
+from session_sidecar.agent.transcripts.reading.chain import Glimpse
 from session_store import SessionMap, SessionMapping, ThreadKey
 
 MOST = 200

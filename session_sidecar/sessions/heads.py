@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from session_sidecar.agent.transcripts.exchanges import Known
+from session_sidecar.agent.transcripts.reading.exchanges import Known
 from session_sidecar.errors import MessageNotFound, ThreadBusy
 
 __all__ = ["Known", "Place", "Thread", "decide", "go_on"]

@@ -7,7 +7,7 @@ import time
 from collections.abc import Awaitable
 from typing import TypeVar
 
-from session_sidecar.agent.process import AgentProcess
+from session_sidecar.agent.processes.process import AgentProcess
 from session_sidecar.agent.transcripts import NOTHING, Revision
 from session_sidecar.agent.transcripts.transcripts import Transcripts
 from session_sidecar.errors import NotSaved, TurnInterrupted, TurnTimeout, public_error

@@ -8,19 +8,19 @@ from typing import Literal
 
 from session_sidecar.agent.agents import Launch
 from session_sidecar.agent.messages import Message, is_init, says_session
-from session_sidecar.agent.process import AgentProcess, Prompt
+from session_sidecar.agent.processes.process import AgentProcess, Prompt
 from session_sidecar.agent.transcripts import NOTHING, Revision
 from session_sidecar.errors import AgentFailed, HeldElsewhere, LeaseLost, SessionNotFound, public_error
 from session_sidecar.observe.metrics import Metrics
 from session_sidecar.replicas.tenancy import Tenancy
 from session_sidecar.settings import Settings
+from session_sidecar.turns.deciding.exclusion import Exclusion
+from session_sidecar.turns.deciding.plan import Plan, Planner, decide, make_id
 from session_sidecar.turns.ending import Afterwards, dismiss, keep_time, stop_when_asked, unless_stopped
-from session_sidecar.turns.exclusion import Exclusion
 from session_sidecar.turns.feed import Feed
-from session_sidecar.turns.keys import Keys
-from session_sidecar.turns.plan import Plan, Planner, decide, make_id
-from session_sidecar.turns.processes import Processes
-from session_sidecar.turns.replay import Replay
+from session_sidecar.turns.processes.processes import Processes
+from session_sidecar.turns.replay.keys import Keys
+from session_sidecar.turns.replay.replay import Replay
 from session_sidecar.turns.turn import Settled, Turn, TurnRequest
 from session_store import SessionMap, SessionMapError, ThreadMapped
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Literal, TypeVar
 
 from session_sidecar.agent.agents import Agents
-from session_sidecar.agent.process import AgentProcess
+from session_sidecar.agent.processes.process import AgentProcess
 from session_sidecar.agent.tasks import Tasks
 from session_sidecar.agent.transcripts.transcripts import Transcripts
 from session_sidecar.errors import (
@@ -22,15 +22,15 @@ from session_sidecar.observe.metrics import Load
 from session_sidecar.observe.tracing import in_a_span
 from session_sidecar.replicas.tenancy import Tenancy
 from session_sidecar.settings import Settings
-from session_sidecar.turns.exclusion import Exclusion
+from session_sidecar.turns.deciding.exclusion import Exclusion
+from session_sidecar.turns.deciding.plan import Planner
 from session_sidecar.turns.feed import Feed
-from session_sidecar.turns.occupancy import Occupancy
-from session_sidecar.turns.plan import Planner
-from session_sidecar.turns.processes import Processes
-from session_sidecar.turns.replay import Replay, replay_gone
+from session_sidecar.turns.processes.occupancy import Occupancy
+from session_sidecar.turns.processes.processes import Processes
+from session_sidecar.turns.processes.warming import Warming
+from session_sidecar.turns.replay.replay import Replay, replay_gone
 from session_sidecar.turns.story import Story
 from session_sidecar.turns.turn import Turn, TurnRequest
-from session_sidecar.turns.warming import Warming
 from session_store import SessionMap, SessionMapping, ThreadKey
 
 T = TypeVar("T")

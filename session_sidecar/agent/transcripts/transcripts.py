@@ -19,12 +19,12 @@ from pathlib import Path
 from claude_agent_sdk import SDKSessionInfo
 
 from session_sidecar.agent.transcripts import Revision, files
-from session_sidecar.agent.transcripts.chain import TranscriptMessage, read_whole
-from session_sidecar.agent.transcripts.ending import read_ending
-from session_sidecar.agent.transcripts.exchanges import all_exchanges, head, last_exchanges
 from session_sidecar.agent.transcripts.fork import copy
 from session_sidecar.agent.transcripts.lines import TAIL_BYTES, is_in, linked, tails
-from session_sidecar.agent.transcripts.readers import Readers
+from session_sidecar.agent.transcripts.reading.chain import TranscriptMessage, read_whole
+from session_sidecar.agent.transcripts.reading.ending import read_ending
+from session_sidecar.agent.transcripts.reading.exchanges import all_exchanges, head, last_exchanges
+from session_sidecar.agent.transcripts.reading.readers import Readers
 from session_sidecar.agent.transcripts.relink import relink
 from session_sidecar.errors import MessageNotFound, NotSaved, TranscriptMissing, UnsafeForkPoint
 

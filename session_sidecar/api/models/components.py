@@ -1,9 +1,9 @@
 """What no model describes: the headers that calls take and answer with, and how a stream is written."""
 
-from session_sidecar.api.frames import EVENT_ID
 from session_sidecar.api.models import events, feed
 from session_sidecar.api.models.answers import Json
 from session_sidecar.api.models.texts import MAX_ID_CHARS
+from session_sidecar.api.streams.frames import EVENT_ID
 
 HEADERS: Json = {
     "X-Request-Id": {

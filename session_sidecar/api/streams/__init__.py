@@ -1,0 +1,1 @@
+"""Streams of server-sent events: the frames of the native dialect, and the response that sends them."""

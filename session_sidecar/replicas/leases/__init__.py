@@ -1,0 +1,1 @@
+"""Leases kept, and whose they are."""

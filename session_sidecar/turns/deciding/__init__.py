@@ -1,0 +1,1 @@
+"""Who may have a thread, and what a turn on it is going to be."""

@@ -1,0 +1,1 @@
+"""What is told again: the events of turns, running and ended, and turns under an idempotency key."""
