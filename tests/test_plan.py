@@ -1,5 +1,6 @@
 """Which session a turn is for, as a table: what there is and what is asked, and what is done then."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -16,6 +17,7 @@ from session_store import SessionMapping, ThreadKey
 KEY = ThreadKey("t1", "alice")
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 PARENT = Branching("t0", "parent", "m9", "Tea (fork)")
+TORN = replace(PARENT, torn=True)
 MESSAGE = TurnRequest(KEY, "Hello")
 FORK = TurnRequest(KEY, "Hello", fork_of=ThreadKey("t0", "alice"))
 STRICT = TurnRequest(KEY, "Hello", if_missing="fail")
@@ -41,6 +43,11 @@ TABLE: dict[str, tuple[TurnRequest, Seen, Plan]] = {
         Plan(
             Launch("new", "parent", "m9", "Tea (fork)"), "forked", "add", Settled("new", NOTHING), parent_thread_id="t0"
         ),
+    ),
+    "a fork of a parent that has lost a line goes on from a copy": (
+        FORK,
+        Seen(branching=TORN),
+        Plan(Launch("new", "new"), "forked", "add", Settled("new", NOTHING), parent_thread_id="t0", copied=TORN),
     ),
     "a known thread goes on with its own": (
         MESSAGE,
@@ -85,6 +92,11 @@ TABLE: dict[str, tuple[TurnRequest, Seen, Plan]] = {
         MESSAGE,
         Seen(mapped(0, parent_thread_id="t0", parent_message_id="m9"), branching=PARENT),
         Plan(Launch("old", "parent", "m9", "Tea (fork)"), "forked", "aside", Settled("old", NOTHING)),
+    ),
+    "and from a copy if its parent has lost a line": (
+        MESSAGE,
+        Seen(mapped(0, parent_thread_id="t0", parent_message_id="m9"), branching=TORN),
+        Plan(Launch("old", "old"), "forked", "aside", Settled("old", NOTHING), copied=TORN),
     ),
     "a fork that never had one, and whose parent is gone, begins anew": (
         MESSAGE,

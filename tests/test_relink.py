@@ -67,17 +67,29 @@ async def test_a_fork_of_a_thread_that_went_on_has_all_of_it_too(a_sidecar: Make
         assert texts(await messages(sidecar, "branch"))[0] == "My name is Ada"
 
 
-async def test_a_fork_does_not_alter_a_parent_that_has_lost_a_line(a_sidecar: Make) -> None:
-    async with a_sidecar() as sidecar:
+async def test_a_fork_of_a_parent_that_has_lost_a_line_has_all_of_it_and_leaves_it_alone(
+    a_sidecar: Make, tmp_path: Path
+) -> None:
+    (tmp_path / "broken").write_text("#!/bin/sh\nexit 1\n")
+    (tmp_path / "broken").chmod(0o700)
+    agents = tmp_path / "agents.toml"
+    agents.write_text(f'[default]\n[broken]\ncli_path = "{tmp_path / "broken"}"\n')
+    async with a_sidecar("--agents", str(agents)) as sidecar:
         for prompt in ("My name is Ada", "one", "two"):
             await sidecar.say("t", prompt)
         path = sidecar.transcript(await sidecar.session_id("t"))
         await sidecar.at_rest()  # the CLI has written its last line
         lose(path, "one")
         before = path.read_bytes()
-        answer = await sidecar.post("/v1/chat/fork", "branch", from_thread_id="t", message="Go on")
-        assert answer.json()["status"] == "completed"
+        fork = {"from_thread_id": "t", "message": "Go on"}
+        assert (await sidecar.post("/v1/chat/fork", "branch", agent="broken", **fork)).status_code == 502
+        assert (await sidecar.session("branch")).status_code == 404
+        assert [*path.parent.glob("*.jsonl")] == [path]
+        answer = await sidecar.post("/v1/chat/fork", "branch", **fork)
+        assert "have said 3 things. First: My name is Ada" in answer.json()["text"]
+        assert "have said 4 things. First: My name is Ada" in await sidecar.say("branch", "And on")
         assert path.read_bytes() == before
+        assert (await sidecar.session("branch")).json()["parent_thread_id"] == "t"
 
 
 async def test_a_process_that_was_hinted_at_has_all_of_it_too(a_sidecar: Make) -> None:

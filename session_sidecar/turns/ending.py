@@ -121,9 +121,11 @@ class Afterwards:
             return
         try:
             async with asyncio.timeout(PATIENCE_SECONDS):
-                if await self._transcripts.info(turn.made) is None and await self._map.remove(
-                    turn.request.key, expected=turn.made
-                ):
+                info = await self._transcripts.info(turn.made)
+                begun = info is not None and not (turn.settled and turn.settled.revision == info.revision)
+                if not begun and await self._map.remove(turn.request.key, expected=turn.made):
+                    if info is not None:
+                        await self._transcripts.delete(turn.made)  # the copy that it was to go on from
                     self._feed.tell("deleted", turn.request.key)
         except LeaseHeld:
             pass  # another replica was first, and the mapping is its own

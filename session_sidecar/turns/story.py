@@ -120,7 +120,7 @@ class Story:
                     await self._planner.commit(turn.request.key, plan)
                     process = await self._processes.get(turn, plan, spare)
                     if turn.process_came == "cold":
-                        await self._planner.make_whole(plan)
+                        turn.settle(await self._planner.make_whole(plan))
                     return plan, process
 
     async def _converse(self, turn: Turn, plan: Plan, process: AgentProcess, prompt: Prompt | None) -> None:

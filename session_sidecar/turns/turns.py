@@ -23,7 +23,7 @@ from session_sidecar.observe.tracing import in_a_span
 from session_sidecar.replicas.tenancy import Tenancy
 from session_sidecar.settings import Settings
 from session_sidecar.turns.deciding.exclusion import Exclusion
-from session_sidecar.turns.deciding.plan import Planner
+from session_sidecar.turns.deciding.plan import Planner, make_id
 from session_sidecar.turns.feed import Feed
 from session_sidecar.turns.processes.occupancy import Occupancy
 from session_sidecar.turns.processes.processes import Processes
@@ -183,7 +183,8 @@ class Turns:
     async def _fork(self, parent_key: ThreadKey, key: ThreadKey, at: str | None) -> SessionMapping:
         async with self.hold(key) as afterwards:
             parent, point = await self._planner.fork_point(parent_key, key, at)
-            session_id = await self._transcripts.fork(parent.sdk_session_id, point)
+            session_id = make_id()
+            await self._transcripts.fork(parent.sdk_session_id, point, session_id)
             try:
                 made = await self._map.add(
                     key, session_id, parent_thread_id=parent_key.thread_id, parent_message_id=point

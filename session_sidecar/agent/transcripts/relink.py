@@ -23,16 +23,20 @@ def relink(path: Path) -> int:
     The CLI takes the last entry of an UUID. Nothing that is there is changed. Raises FileNotFoundError, NotSaved,
     TranscriptsUnavailable.
     """
-    lost = _lost(path)
-    if lost:
+    found = lost(path)
+    if found:
         with files.appended(path):
             files.end_line(path)
             with path.open("ab") as file:
-                file.write(b"".join(json.dumps(entry, separators=(",", ":")).encode() + b"\n" for entry in lost))
-    return len(lost)
+                file.write(b"".join(json.dumps(entry, separators=(",", ":")).encode() + b"\n" for entry in found))
+    return len(found)
 
 
-def _lost(path: Path) -> list[Entry]:
+def lost(path: Path) -> list[Entry]:
+    """The entries whose link leads into nothing, with the one before them as what they follow.
+
+    Raises FileNotFoundError.
+    """
     with path.open("rb") as file:
         start = max(0, os.fstat(file.fileno()).st_size - LOOKED_AT_BYTES)
         file.seek(start)

@@ -11,7 +11,6 @@ import logging
 import os
 import tempfile
 import time
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ from session_sidecar.agent.transcripts.reading.chain import TranscriptMessage, r
 from session_sidecar.agent.transcripts.reading.ending import read_ending
 from session_sidecar.agent.transcripts.reading.exchanges import all_exchanges, head, last_exchanges
 from session_sidecar.agent.transcripts.reading.readers import Readers
-from session_sidecar.agent.transcripts.relink import relink
+from session_sidecar.agent.transcripts.relink import lost, relink
 from session_sidecar.errors import MessageNotFound, NotSaved, TranscriptMissing, UnsafeForkPoint
 
 logger = logging.getLogger(__name__)
@@ -119,10 +118,17 @@ class Transcripts:
 
         Whether there was anything. Raises SessionAmbiguous, NotSaved, TranscriptsUnavailable.
         """
-        lost = await self._readers.short(self._relink, session_id)
-        if lost:
-            logger.warning("session %s: lost links of its transcript that are mended: %d", session_id, lost)
-        return lost > 0
+        mended = await self._readers.short(self._relink, session_id)
+        if mended:
+            logger.warning("session %s: lost links of its transcript that are mended: %d", session_id, mended)
+        return mended > 0
+
+    async def is_whole(self, session_id: str) -> bool:
+        """Whether nothing near the end of a transcript has lost its link: a CLI that forks it finds all of it.
+
+        Raises SessionAmbiguous.
+        """
+        return await self._readers.short(self._is_whole, session_id)
 
     async def fork_title(self, session_id: str) -> str | None:
         """What a fork of a session is called that has a title, as the SDK calls its copies; None if it has none.
@@ -132,14 +138,13 @@ class Transcripts:
         _, info = await self._readers.short(self._to_fork, session_id)
         return _title_of_fork(info.custom_title) if info.custom_title else None
 
-    async def fork(self, session_id: str, up_to: str) -> str:
-        """Copy a transcript up to the message `up_to`, without the model; the new session's ID.
+    async def fork(self, session_id: str, up_to: str, new_id: str) -> None:
+        """Copy a transcript up to the message `up_to` into that of the session `new_id`, without the model.
 
         Raises TranscriptMissing, SessionAmbiguous, NotSaved, TranscriptsUnavailable; no copy is left then.
         """
         path, info = await self._readers.short(self._to_fork, session_id)
         title = _title_of_fork(info.custom_title or info.first_prompt or "Forked session")
-        new_id = str(uuid.uuid4())
         try:
             with files.saving():
                 await self._readers.whole(copy, [path], session_id, new_id, up_to, title)
@@ -147,7 +152,6 @@ class Transcripts:
             with contextlib.suppress(OSError):  # there is none, or on a read-only volume none can have been made
                 path.with_name(f"{new_id}.jsonl").unlink()  # of a process that was ended over it
             raise
-        return new_id
 
     async def delete(self, session_id: str) -> bool:
         """Remove a transcript, those of its subagents and what was set aside of it; whether there was anything.
@@ -222,6 +226,12 @@ class Transcripts:
         with contextlib.suppress(FileNotFoundError):
             return relink(path) if path is not None else 0
         return 0
+
+    def _is_whole(self, session_id: str) -> bool:
+        path = self._find(session_id)
+        with contextlib.suppress(FileNotFoundError):
+            return path is None or not lost(path)
+        return True
 
     def _to_fork(self, session_id: str) -> tuple[Path, SDKSessionInfo]:
         """The file to copy, and what is known of it."""

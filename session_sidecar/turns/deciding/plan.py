@@ -29,12 +29,16 @@ from session_store import SessionMap, SessionMapping, ThreadKey, ThreadMapped
 
 @dataclass(frozen=True, slots=True)
 class Branching:
-    """Where a fork leaves its parent: after a message of the parent's session; and what it is called, if that is."""
+    """Where a fork leaves its parent: after a message of the parent's session; and what it is called, if that is.
+
+    `torn` is a parent that has lost a line: a CLI that forked it would begin behind that.
+    """
 
     parent_thread_id: str
     session_id: str
     message_id: str
     title: str | None = None
+    torn: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +59,8 @@ class Plan:
     """What a turn launches, and what has to be changed before that.
 
     `add` a mapping, `replace` the session of the one there is, or set the file of a session `aside`: the CLI takes no
-    session ID whose file exists, and a crash can leave one that has no message in it yet.
+    session ID whose file exists, and a crash can leave one that has no message in it yet. `copied` is where the session
+    that is resumed is to be copied from.
     """
 
     launch: Launch
@@ -66,6 +71,7 @@ class Plan:
     version: int = 0  # of the mapping, for a session that is resumed
     revision: Revision = NOTHING  # of its transcript
     parent_thread_id: str | None = None
+    copied: Branching | None = None
 
 
 def decide(request: TurnRequest, seen: Seen, new_id: str) -> Plan:
@@ -77,7 +83,14 @@ def decide(request: TurnRequest, seen: Seen, new_id: str) -> Plan:
     if mapping is None:
         parent = branching.parent_thread_id if branching else None
         outcome: Outcome = "forked" if branching else "started"
-        return Plan(_begun(new_id, branching), outcome, "add", Settled(new_id, NOTHING), parent_thread_id=parent)
+        return Plan(
+            _begun(new_id, branching),
+            outcome,
+            "add",
+            Settled(new_id, NOTHING),
+            parent_thread_id=parent,
+            copied=_copied(branching),
+        )
     session_id = mapping.sdk_session_id
     if seen.transcript is not None:
         revision = seen.transcript.revision
@@ -91,13 +104,20 @@ def decide(request: TurnRequest, seen: Seen, new_id: str) -> Plan:
         return Plan(Launch(new_id), "restarted", "replace", Settled(new_id, NOTHING), replaced=session_id)
     # A session that never had a completed turn keeps its ID.
     outcome = "forked" if branching else "restarted"
-    return Plan(_begun(session_id, branching), outcome, "aside", Settled(session_id, NOTHING))
+    launch = _begun(session_id, branching)
+    return Plan(launch, outcome, "aside", Settled(session_id, NOTHING), copied=_copied(branching))
 
 
 def _begun(session_id: str, branching: Branching | None) -> Launch:
     if branching is None:
         return Launch(session_id)
+    if branching.torn:
+        return Launch(session_id, session_id)
     return Launch(session_id, branching.session_id, branching.message_id, branching.title)
+
+
+def _copied(branching: Branching | None) -> Branching | None:
+    return branching if branching is not None and branching.torn else None
 
 
 class Planner:
@@ -130,8 +150,7 @@ class Planner:
         key = request.key
         if request.fork_of is not None:
             parent, point = await self.fork_point(request.fork_of, key, request.at_message_id)
-            title = await self._transcripts.fork_title(parent.sdk_session_id)
-            return Seen(branching=Branching(parent.thread_id, parent.sdk_session_id, point, title))
+            return Seen(branching=await self._branching(parent, point))
         mapping = await self._tenancy.enter(key)
         if request.after_turn is not None:
             await self._check_head(mapping, request.after_turn)
@@ -159,8 +178,9 @@ class Planner:
         session_id = plan.launch.session_id
         if plan.change == "add":
             try:
+                at = plan.copied.message_id if plan.copied else plan.launch.at
                 added = await self._map.add(
-                    key, session_id, parent_thread_id=plan.parent_thread_id, parent_message_id=plan.launch.at
+                    key, session_id, parent_thread_id=plan.parent_thread_id, parent_message_id=at
                 )
             except ThreadMapped:
                 if plan.outcome == "forked":
@@ -173,14 +193,20 @@ class Planner:
         elif plan.change == "aside":
             await self._transcripts.set_aside(session_id)
 
-    async def make_whole(self, plan: Plan) -> None:
-        """See that a CLI that is about to go on from the plan's session finds all of the conversation.
+    async def make_whole(self, plan: Plan) -> Settled:
+        """See that a CLI that is about to go on from the plan's session finds all of the conversation; where it ends.
 
-        No process may have it. A fork's parent is left as it is: others may be writing to that.
-        Raises SessionAmbiguous, NotSaved, TranscriptsUnavailable.
+        No process may have it. A fork's parent is left as it is, as others may be writing to that: what is mended is
+        a copy. Raises TranscriptMissing, SessionAmbiguous, MessageNotFound, NotSaved, TranscriptsUnavailable.
         """
+        session_id = plan.launch.session_id
         if plan.outcome == "resumed":
-            await self._transcripts.relink(plan.launch.session_id)
+            await self._transcripts.relink(session_id)
+        if plan.copied is None:
+            return plan.settled
+        await self._transcripts.fork(plan.copied.session_id, plan.copied.message_id, session_id)
+        copy = await self._transcripts.info(session_id)
+        return Settled(session_id, copy.revision if copy else NOTHING)
 
     async def _branching_again(self, mapping: SessionMapping, parent_thread_id: str) -> Branching | None:
         """Where a fork began that a crash cut off before it had a transcript: what it was to hold is in its parent."""
@@ -189,9 +215,14 @@ class Planner:
             await self._tenancy.look(parent)
             with contextlib.suppress(TranscriptMissing, MessageNotFound):
                 point = await self._transcripts.fork_point(parent.sdk_session_id, mapping.parent_message_id)
-                title = await self._transcripts.fork_title(parent.sdk_session_id)
-                return Branching(parent_thread_id, parent.sdk_session_id, point, title)
+                return await self._branching(parent, point)
         return None
+
+    async def _branching(self, parent: SessionMapping, point: str) -> Branching:
+        session_id = parent.sdk_session_id
+        title = await self._transcripts.fork_title(session_id)
+        torn = not await self._transcripts.is_whole(session_id)
+        return Branching(parent.thread_id, session_id, point, title, torn)
 
     async def fork_point(self, parent_key: ThreadKey, key: ThreadKey, at: str | None) -> tuple[SessionMapping, str]:
         """The parent of a fork under `key`, and the message to cut it after: never in the middle of a running turn.
