@@ -116,6 +116,23 @@ async def original(_sidecar: Sidecar, _model: FaultyModel) -> str:
     return "the original"
 
 
+@pytest.fixture
+async def known(sidecar: Sidecar, mode: str | None, thread: str, _cold: Sidecar, _model: FaultyModel) -> str:
+    """A thread whose first turn has completed: it said "My name is Ada".
+
+    Where each turn has a process of its own, that one is spared: the transcript is a copy.
+    """
+    if mode != "cold":
+        await sidecar.say(thread, "My name is Ada")
+    else:
+        if (await _cold.session("one to copy")).status_code == 404:
+            await _cold.say("one to copy", "My name is Ada")
+        copied = await _cold.post("/v1/chat/fork", thread, from_thread_id="one to copy")
+        assert copied.status_code == 201, copied.text
+    _model.requests.clear()
+    return thread
+
+
 @pytest.fixture(scope="session")
 async def _home(model_env: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     async with Sidecar(tmp_path_factory.mktemp("stopped") / "home", model_env | COLD) as sidecar:
