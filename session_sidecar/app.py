@@ -41,7 +41,7 @@ from session_sidecar.sessions.reading import Reading
 from session_sidecar.sessions.retention import retention
 from session_sidecar.settings import ENV_PREFIX, Settings, SettingsError
 from session_sidecar.turns.deciding.exclusion import Exclusion
-from session_sidecar.turns.deciding.plan import Planner
+from session_sidecar.turns.deciding.planner import Planner
 from session_sidecar.turns.ending import Afterwards
 from session_sidecar.turns.feed import Feed
 from session_sidecar.turns.processes.processes import Processes

@@ -47,7 +47,7 @@ async def test_a_turn_that_was_over_before_anybody_listened_is_heard_all_the_sam
     (transcript,) = (tmp_path / "claude").glob("projects/*/*.jsonl")
     end.touch()
     async with asyncio.timeout(SECONDS):
-        while process.by_itself or json.dumps("It is done.").encode() not in transcript.read_bytes():
+        while process.speech.by_itself or json.dumps("It is done.").encode() not in transcript.read_bytes():
             await asyncio.sleep(0.01)
             process.glance()
     assert process.at_work

@@ -15,7 +15,8 @@ from session_sidecar.observe.metrics import Metrics
 from session_sidecar.replicas.tenancy import Tenancy
 from session_sidecar.settings import Settings
 from session_sidecar.turns.deciding.exclusion import Exclusion
-from session_sidecar.turns.deciding.plan import Plan, Planner, decide, make_id
+from session_sidecar.turns.deciding.plan import Plan, decide, make_id
+from session_sidecar.turns.deciding.planner import Planner
 from session_sidecar.turns.ending import Afterwards, dismiss, keep_time, stop_when_asked, unless_stopped
 from session_sidecar.turns.feed import Feed
 from session_sidecar.turns.processes.processes import Processes

@@ -23,7 +23,8 @@ from session_sidecar.observe.tracing import in_a_span
 from session_sidecar.replicas.tenancy import Tenancy
 from session_sidecar.settings import Settings
 from session_sidecar.turns.deciding.exclusion import Exclusion
-from session_sidecar.turns.deciding.plan import Planner, make_id
+from session_sidecar.turns.deciding.plan import make_id
+from session_sidecar.turns.deciding.planner import Planner
 from session_sidecar.turns.feed import Feed
 from session_sidecar.turns.processes.occupancy import Occupancy
 from session_sidecar.turns.processes.processes import Processes

@@ -21,6 +21,7 @@ from session_sidecar.agent.credentials import check_credentials
 from session_sidecar.agent.messages import Message
 from session_sidecar.agent.processes.descendants import KILL_SECONDS, PROCESS_VARIABLE, Descendants, stat_fields
 from session_sidecar.agent.processes.raw import RawClient
+from session_sidecar.agent.processes.speech import Speech
 from session_sidecar.errors import AgentFailed, AgentStartFailed, NotConfigured
 from session_sidecar.settings import CLI_BYTES
 
@@ -32,12 +33,8 @@ TERMINATE_SECONDS = 2.0
 
 # A background task that has ended makes the CLI begin a turn by itself within a tenth of a second.
 DUE_SECONDS = 5.0
-# The newest of what an idle process says is held for the turn that it may begin by itself.
-HELD = 16
 # Of its own, so that the end of a process never waits for a reader of long transcripts.
 _THREADS = ThreadPoolExecutor(4, "descendants")
-
-NAMES_PROMPTS = "msg_lifecycle_v1"  # among an `init`'s capabilities: its turns say which prompts they answer
 
 TITLE_ARGUMENT = "name"  # the CLI's option, for a new session; the SDK has none of its own
 CLI_MISSING = "There is no Claude Code CLI. Install claude-agent-sdk anew, which brings one, or mend `cli_path`."
@@ -57,8 +54,7 @@ class Prompt:
 class AgentProcess:
     """A connected CLI process. `run` turns one after another; `interrupt` the running one; `close` in the end.
 
-    A task that the agent has left in the background ends between two turns, or while one waits: the CLI then begins a
-    turn by itself. Its `init` names no prompt of ours in `user_message_uuids`, and its result has an `origin`.
+    What it says is taken in by its `Speech`, which knows of the turns that the CLI begins by itself.
 
     Stopping always means: interrupt, let `run` drain to the result, close. The CLI then keeps the partial answer and
     is gone at once, where cancelling would lose the answer and leave the process running for seconds.
@@ -81,13 +77,7 @@ class AgentProcess:
         self.exit_status: int | None = None  # after `close`; negative for a signal
         self.prompted = False  # while a turn has its prompt; then only `interrupt` keeps what was answered
         self.ended = asyncio.Event()  # it was told to end; it will not start any more, nor take a prompt
-        self.by_itself = False  # it is in a turn that nobody has asked for
-        self._asked: str | None = None  # the prompt's UUID, from when it is given to its result
-        self._begun = False  # the turn of that prompt has
-        self._tasks = 0  # in the background
-        self._due = False  # one of them has ended, so a turn that nobody has asked for should follow
-        self._over = False  # it says no more
-        self._held: deque[tuple[bool, Message]] = deque()  # said while nobody listened
+        self.speech = Speech()
 
     @property
     def pid(self) -> int | None:
@@ -108,20 +98,20 @@ class AgentProcess:
     @property
     def at_work(self) -> bool:
         """Whether the process does something that nobody waits for: background tasks, and what it says of their end."""
-        return self._tasks > 0 or self._due or self.speaks
+        return self.speech.at_work
 
     @property
     def speaks(self) -> bool:
         """Whether it has begun a turn by itself of which nobody has heard the end, be it said by now or not."""
-        return self.by_itself or any(by_itself for by_itself, _ in self._held)
+        return self.speech.speaks
 
     def glance(self) -> None:
         """Take in what the process has said and nobody has heard yet."""
         with contextlib.suppress(EndOfStream):
             while (message := self._client.receive_nowait()) is not None:
-                self._hold(message)
+                self.speech.hold(message)
             return
-        self._over = True
+        self.speech.over = True
 
     async def overhear(self) -> Literal["turn", "rest", "gone"]:
         """Listen to a process that nobody uses, until it begins a turn by itself, has no more to do, or has ended.
@@ -136,17 +126,17 @@ class AgentProcess:
                 self.glance()
                 if self.speaks:
                     return "turn"
-                if self._over or leaving.done():
+                if self.speech.over or leaving.done():
                     return "gone"
                 if worked and not self.at_work:
                     return "rest"
                 heard, _ = await asyncio.wait(
                     (self._client.incoming(), leaving),
-                    timeout=DUE_SECONDS if self._due and not self._tasks else None,
+                    timeout=DUE_SECONDS if self.speech.due and not self.speech.tasks else None,
                     return_when=asyncio.FIRST_COMPLETED,
                 )
                 if not heard:
-                    self._due = False  # the model was told of the task's end in the turn before
+                    self.speech.due = False  # the model was told of the task's end in the turn before
         finally:
             leaving.cancel()
 
@@ -183,7 +173,7 @@ class AgentProcess:
         """
         self.prompted = True
         self._idle.clear()
-        self._asked, self._begun = prompt.uuid if prompt else None, False
+        self.speech.ask(prompt.uuid if prompt else None)
         try:
             if prompt is not None:
                 await self._client.query(_said(prompt))
@@ -204,47 +194,18 @@ class AgentProcess:
         finally:
             self._idle.set()
             self.prompted = False
-            self._asked = None
+            self.speech.answered()
         raise AgentFailed("The agent's process ended in mid-turn.")
 
     async def _messages(self) -> AsyncGenerator[tuple[bool, Message]]:
         """What was held and what comes, each with whether it is of a turn that the CLI began by itself."""
-        while self._held:
-            yield self._held.popleft()
-        if self._over:
+        while self.speech.held:
+            yield self.speech.held.popleft()
+        if self.speech.over:
             return
         async with contextlib.aclosing(self._client.raw_messages()) as messages:
             async for message in messages:
-                yield self._is_by_itself(message), message
-
-    def _is_by_itself(self, message: Message) -> bool:
-        """Note what a message tells of the process; whether it is of a turn that the CLI began by itself."""
-        kind, subtype = message["type"], message.get("subtype")
-        by_itself = self.by_itself
-        if kind == "system" and subtype == "init":
-            # A CLI of an operator's own may be too old to say what a turn answers, or that it does.
-            says = NAMES_PROMPTS in message.get("capabilities", ()) and not self._begun
-            by_itself = self._asked is None or (says and self._asked not in message.get("user_message_uuids", ()))
-            self.by_itself, self._begun = by_itself, not by_itself
-            self._due = self._due and not by_itself
-        elif kind == "system" and subtype == "background_tasks_changed":
-            before, self._tasks = self._tasks, len(message["tasks"])
-            self._due = self._due or self._tasks < before
-        elif kind == "result":
-            by_itself = by_itself or ("origin" in message and not self._begun)
-            self.by_itself = self._begun = False
-        return by_itself
-
-    def _hold(self, message: Message) -> None:
-        """Keep what was said while nobody listened, for whoever comes next: all of a turn, and the newest notes."""
-        if message["type"] in ("end", "error"):
-            self._over = True
-            return
-        by_itself = self._is_by_itself(message)
-        if by_itself or message["type"] == "system":
-            self._held.append((by_itself, message))
-        while len(self._held) > HELD and not self._held[0][0]:
-            self._held.popleft()
+                yield self.speech.hear(message), message
 
     async def interrupt(self, grace: float, began: asyncio.Event) -> None:
         """Stop the running turn: ask the CLI to, and end the process if `run` is not at its result in `grace` seconds.
@@ -253,7 +214,7 @@ class AgentProcess:
         that, up to `grace` seconds; what the CLI does by itself until then is stopped at once.
         """
         async with contextlib.AsyncExitStack() as asked:
-            if self.by_itself and not began.is_set():
+            if self.speech.by_itself and not began.is_set():
                 await asked.enter_async_context(self._asking_to_stop())
             await _within(grace, began.wait())
             await asked.enter_async_context(self._asking_to_stop())
