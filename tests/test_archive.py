@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from session_sidecar.agent.transcripts.files import MARKER
-from session_sidecar.agent.transcripts.reading.history import Metadata
+from session_sidecar.agent.transcripts.reading.metadata import Metadata
 from session_sidecar.agent.transcripts.reading.readers import Readers
 from session_sidecar.errors import KeyMissing, SealBroken, TranscriptMissing, TranscriptsUnavailable
 from session_sidecar.replicas.archive.chunks import CHUNK_BYTES, MAIN, Change

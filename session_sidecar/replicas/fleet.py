@@ -12,7 +12,7 @@ from weakref import WeakValueDictionary
 
 from session_sidecar.agent.tasks import Tasks
 from session_sidecar.agent.transcripts import Revision
-from session_sidecar.agent.transcripts.reading.history import Metadata
+from session_sidecar.agent.transcripts.reading.metadata import Metadata
 from session_sidecar.errors import HeldElsewhere
 from session_sidecar.replicas.archive.outlines import Outlines
 from session_sidecar.replicas.leases.keeping import Keeping

@@ -9,7 +9,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 from session_sidecar.agent.transcripts import Revision
-from session_sidecar.agent.transcripts.reading.history import Metadata
+from session_sidecar.agent.transcripts.reading.metadata import Metadata
 from session_sidecar.errors import HeldElsewhere, LeaseLost
 from session_store import SessionMap, SessionMapping, ThreadKey
 

@@ -6,7 +6,8 @@ from collections.abc import Callable
 import session_store
 from session_sidecar.agent.processes.orphans import live_clis
 from session_sidecar.agent.transcripts.files import is_session_id
-from session_sidecar.agent.transcripts.reading.history import History, Metadata
+from session_sidecar.agent.transcripts.reading.history import History
+from session_sidecar.agent.transcripts.reading.metadata import Metadata
 from session_sidecar.agent.transcripts.transcripts import Transcripts
 from session_sidecar.errors import (
     HeldElsewhere,
@@ -129,7 +130,7 @@ class Changes:
             return True
 
     async def describe(self, key: ThreadKey, changes: dict[str, str | None]) -> Session:
-        """Set a session's `title` or `tag`, or both: see `History.describe`. The session as it is then.
+        """Set a session's `title` or `tag`, or both: see `Transcripts.describe`. The session as it is then.
 
         Raises ThreadBusy, SessionNotFound, TranscriptMissing, SessionAmbiguous, InvalidRequest, NotSaved,
         TranscriptsUnavailable.
@@ -137,7 +138,7 @@ class Changes:
         async with self._turns.hold(key) as afterwards:
             mapping = await self._reading.mapping(key)
             try:
-                await self._history.describe(mapping.sdk_session_id, changes)
+                await self._transcripts.describe(mapping.sdk_session_id, changes)
             except ValueError as error:
                 raise InvalidRequest("Nothing was changed.", [{"field": "tag", "message": str(error)}]) from None
             afterwards.callback(self._feed.tell, "titled", key)

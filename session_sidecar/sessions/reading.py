@@ -4,7 +4,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from session_sidecar.agent.transcripts.reading.chain import Glimpse, TranscriptMessage
-from session_sidecar.agent.transcripts.reading.history import Asked, History, Metadata, Page, Writer
+from session_sidecar.agent.transcripts.reading.history import Asked, History, Page, Writer
+from session_sidecar.agent.transcripts.reading.metadata import Metadata
 from session_sidecar.errors import SessionNotFound, TranscriptMissing
 from session_sidecar.replicas.tenancy import Tenancy
 from session_sidecar.sessions.family import Branch, family

@@ -1,6 +1,7 @@
 """The lines of a transcript: which of them are links of its chain, and the chain made whole where lines are lost."""
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -29,6 +30,28 @@ def is_in(path: Path, name: str, end: int) -> bool:
     """Whether an entry is in the first `end` bytes of a transcript, most likely near their end."""
     with path.open("rb") as file:
         return any(f'"uuid":"{name}"'.encode() in tail for _, tail in tails(file, TAIL_BYTES, end))
+
+
+def holds(path: Path, message_id: str, prompt_id: str, size: int) -> bool:
+    """Whether a message is in a transcript, and all that leads to it from its prompt, beyond the first `size` bytes.
+
+    It is looked for from the end, as far as the prompt. A command of the operator's is kept under another UUID than its
+    prompt's: it leads to what was there before.
+    """
+    before: str | None = message_id
+    with path.open("rb") as file:
+        for start, tail in tails(file, TAIL_BYTES, os.fstat(file.fileno()).st_size):
+            lines = tail.splitlines(keepends=True)[1 if start else 0 :]  # not a cut one
+            entries = [entry for line in lines if line.endswith(b"\n") and (entry := linked(line))]
+            parents = {entry["uuid"]: entry.get("parentUuid") for entry in entries}
+            before = message_id
+            while before in parents:
+                if before == prompt_id:
+                    return True
+                before = parents.pop(before)
+            if start <= size:
+                break
+    return before is None or (before != message_id and is_in(path, before, size))
 
 
 def parsed(line: bytes) -> Any:

@@ -18,14 +18,16 @@ from pathlib import Path
 from claude_agent_sdk import SDKSessionInfo
 
 from session_sidecar.agent.transcripts import Revision, files
+from session_sidecar.agent.transcripts.cut import cut
 from session_sidecar.agent.transcripts.fork import copy
-from session_sidecar.agent.transcripts.lines import TAIL_BYTES, is_in, linked, tails
-from session_sidecar.agent.transcripts.reading.chain import TranscriptMessage, read_whole
+from session_sidecar.agent.transcripts.lines import holds
+from session_sidecar.agent.transcripts.notes import lines_of
+from session_sidecar.agent.transcripts.reading.chain import read_whole
 from session_sidecar.agent.transcripts.reading.ending import read_ending
 from session_sidecar.agent.transcripts.reading.exchanges import all_exchanges, head, last_exchanges
 from session_sidecar.agent.transcripts.reading.readers import Readers
 from session_sidecar.agent.transcripts.relink import lost, relink
-from session_sidecar.errors import MessageNotFound, NotSaved, TranscriptMissing, UnsafeForkPoint
+from session_sidecar.errors import NotSaved, TranscriptMissing
 
 logger = logging.getLogger(__name__)
 
@@ -153,6 +155,16 @@ class Transcripts:
                 path.with_name(f"{new_id}.jsonl").unlink()  # of a process that was ended over it
             raise
 
+    async def describe(self, session_id: str, changes: dict[str, str | None]) -> None:
+        """Set the `title` or the `tag`, or both, or nothing; a tag of None takes it away.
+
+        Only while no process has the session: it would write its own over them when it ends. ValueError tells of a
+        tag of nothing but invisible characters. Raises TranscriptMissing, SessionAmbiguous, NotSaved.
+        """
+        await self.check()  # a volume that is not mounted is no missing transcript
+        lines = await lines_of(session_id, changes)
+        await self._readers.short(self._append, session_id, lines)
+
     async def delete(self, session_id: str) -> bool:
         """Remove a transcript, those of its subagents and what was set aside of it; whether there was anything.
 
@@ -186,7 +198,7 @@ class Transcripts:
 
     def _saved(self, session_id: str, message_id: str | None, prompt_id: str, size: int) -> TranscriptInfo | None:
         path = self._find(session_id)
-        if message_id is not None and (path is None or not _holds(path, message_id, prompt_id, size)):
+        if message_id is not None and (path is None or not holds(path, message_id, prompt_id, size)):
             return None
         return self._info(session_id)
 
@@ -209,7 +221,7 @@ class Transcripts:
             raise TranscriptMissing(_GONE)
         ending = read_ending(path, 1, size=size)
         if ending.complete or any(at in (None, message.uuid) for message in ending.messages):
-            return _cut(ending.messages, at), path
+            return cut(ending.messages, at), path
         return None, path
 
     def _head(self, session_id: str) -> tuple[str | None, bool, Path | None]:
@@ -233,6 +245,15 @@ class Transcripts:
             return path is None or not lost(path)
         return True
 
+    def _append(self, session_id: str, lines: bytes) -> None:
+        path = self._find(session_id)
+        if path is None or files.session_info(path) is None:
+            raise TranscriptMissing(NOTHING_OF_IT)
+        with files.appended(path):
+            files.end_line(path)
+            with path.open("ab") as file:
+                file.write(lines)
+
     def _to_fork(self, session_id: str) -> tuple[Path, SDKSessionInfo]:
         """The file to copy, and what is known of it."""
         path = self._find(session_id)
@@ -249,28 +270,6 @@ def _title_of_fork(title: str) -> str:
     return f"{title} (fork)"
 
 
-def _holds(path: Path, message_id: str, prompt_id: str, size: int) -> bool:
-    """Whether a message is in a transcript, and all that leads to it from its prompt, beyond the first `size` bytes.
-
-    It is looked for from the end, as far as the prompt. A command of the operator's is kept under another UUID than its
-    prompt's: it leads to what was there before.
-    """
-    before: str | None = message_id
-    with path.open("rb") as file:
-        for start, tail in tails(file, TAIL_BYTES, os.fstat(file.fileno()).st_size):
-            lines = tail.splitlines(keepends=True)[1 if start else 0 :]  # not a cut one
-            entries = [entry for line in lines if line.endswith(b"\n") and (entry := linked(line))]
-            parents = {entry["uuid"]: entry.get("parentUuid") for entry in entries}
-            before = message_id
-            while before in parents:
-                if before == prompt_id:
-                    return True
-                before = parents.pop(before)
-            if start <= size:
-                break
-    return before is None or (before != message_id and is_in(path, before, size))
-
-
 @functools.lru_cache(maxsize=1024)
 def _look(path: Path, *_state: int) -> TranscriptInfo | None:
     """What the SDK says of a transcript; remembered while the file's state is the same, as between two turns it is."""
@@ -279,41 +278,11 @@ def _look(path: Path, *_state: int) -> TranscriptInfo | None:
 
 
 def _cut_whole(paths: Sequence[Path], at: str | None, size: int | None) -> str:
-    return _cut(read_whole(paths[0], size=size).messages, at)
+    return cut(read_whole(paths[0], size=size).messages, at)
 
 
 def _head_of_all(paths: Sequence[Path]) -> str | None:
     return head(all_exchanges(paths, None))
-
-
-def _cut(messages: list[TranscriptMessage], at: str | None) -> str:
-    """The last message of a branch at `at`, or at the end."""
-    if not messages:
-        raise UnsafeForkPoint("This session has no completed turn yet. Fork it when its first one has ended.")
-    index = len(messages) - 1
-    if at is not None:
-        found = next((i for i, message in enumerate(messages) if message.uuid == at), None)
-        if found is None:
-            raise MessageNotFound(
-                "`at_message_id` must be the uuid of a message of a completed answer in this session."
-            )
-        index, reply = found, messages[found].reply
-        if _is_prompt(messages[index]):
-            raise UnsafeForkPoint("This message is a prompt. Name a message of the answer before it, or after it.")
-        if reply is not None and messages[index].type == "assistant":
-            index = max(i for i, m in enumerate(messages) if m.type == "assistant" and m.reply == reply)
-    # Since the last prompt: calls before it that a crash cut off were answered by the CLI itself when it went on.
-    begin = next((i for i in range(index, -1, -1) if _is_prompt(messages[i])), 0)
-    turn = messages[begin : index + 1]
-    if {call for m in turn for call in m.calls} - {result for m in turn for result in m.results}:
-        end = "the result" if at is not None else "it, or send a message first: the agent then goes on from there"
-        where = "after" if at is not None else "before"
-        raise UnsafeForkPoint(f"Cut there, a tool call would be without its result. Name a message {where} {end}.")
-    return messages[index].uuid
-
-
-def _is_prompt(message: TranscriptMessage) -> bool:
-    return message.type == "user" and not message.results
 
 
 _MARKER = """\
@@ -321,3 +290,4 @@ session-sidecar looks for this file to tell the transcripts beside it from an em
 Without it no turn is run, so that no thread is taken for one whose transcript is lost.
 """
 _GONE = "Its transcript is not there. Fork another thread, or start anew."
+NOTHING_OF_IT = "Its transcript is not there, so neither are its messages, its title and its tag."

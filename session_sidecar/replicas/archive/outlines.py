@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 from pydantic import TypeAdapter
 
-from session_sidecar.agent.transcripts.reading.history import History, Metadata
+from session_sidecar.agent.transcripts.reading.history import History
+from session_sidecar.agent.transcripts.reading.metadata import Metadata
 from session_sidecar.replicas.archive.chunks import Chunks, SealedOutline
 from session_sidecar.replicas.archive.sealing import Keyring, Place, Seal
 

@@ -5,69 +5,31 @@ IDs are canonical UUIDs from our own table, never anything a caller sent.
 """
 
 import contextlib
-import functools
-import json
-import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
-
-from claude_agent_sdk import (
-    InMemorySessionStore,
-    SessionKey,
-    project_key_for_directory,
-    rename_session_via_store,
-    tag_session_via_store,
-)
 
 from session_sidecar.agent.transcripts import files
-from session_sidecar.agent.transcripts.lines import tails
 from session_sidecar.agent.transcripts.reading.chain import (
-    TOKENS,
     Glimpse,
     TranscriptMessage,
     as_message,
     entries_of,
     glimpse,
-    read_entries,
     read_whole,
-    tokens,
 )
 from session_sidecar.agent.transcripts.reading.ending import read_ending
+from session_sidecar.agent.transcripts.reading.metadata import Metadata, count, outline_of
 from session_sidecar.agent.transcripts.reading.readers import Readers
-from session_sidecar.agent.transcripts.transcripts import Transcripts
+from session_sidecar.agent.transcripts.transcripts import NOTHING_OF_IT, Transcripts
 from session_sidecar.errors import MessageNotFound, SessionAmbiguous, TranscriptMissing
 
 Writer = Callable[[TranscriptMessage], str]
 """How a message is to be given: a function of a module, as it may be called in another process."""
 
 MOST_PAGE_CHARS = 8 * 2**20
-_TAIL_BYTES = 64 * 2**10
-_MOST_TAIL_BYTES = 2**20
 _SECONDS = 0.02
-
-
-@dataclass(frozen=True, slots=True)
-class Metadata:
-    """What is known of a session beside its messages; all of it empty where the SDK has no transcript to resume.
-
-    `ambiguous` is a session with two transcripts: which one is right, a person has to say.
-    `message_count` and `usage` need the whole file and are None where only its head and tail were read.
-    `message_count` is that of the messages since the last compaction, as the history gives them by default. `usage`
-    is the tokens of all API replies in this session's files, its subagents' and those before a compaction among them;
-    a fork's is that of the history it inherited and its own, so the sum over a family counts the common part again.
-    """
-
-    transcript: Literal["present", "missing", "ambiguous"] = "missing"
-    title: str | None = None
-    first_prompt: str | None = None
-    tag: str | None = None
-    message_count: int | None = None
-    last_message: Glimpse | None = None
-    usage: dict[str, int] | None = None
-    size_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +74,7 @@ class History:
         """All there is to know, from the whole file."""
         await self._transcripts.check()
         outline, paths = await self._readers.short(self._outline_and_files, session_id)
-        return await self._readers.whole(_count, paths, outline) if paths else outline
+        return await self._readers.whole(count, paths, outline) if paths else outline
 
     async def outlines(self, session_ids: Iterable[str]) -> list[Metadata]:
         """What heads and tails of the files tell, in the order of the IDs: for lists."""
@@ -129,30 +91,11 @@ class History:
         path = await self._readers.short(self._searched, session_id)
         return await self._readers.whole(_search, [path], message_id) if path else None
 
-    async def describe(self, session_id: str, changes: dict[str, str | None]) -> None:
-        """Set the `title` or the `tag`, or both, or nothing; a tag of None takes it away.
-
-        Only while no process has the session: it would write its own over them when it ends. ValueError tells of a
-        tag of nothing but invisible characters. Raises TranscriptMissing, SessionAmbiguous, NotSaved.
-        """
-        await self._transcripts.check()
-        lines = await _lines(session_id, changes)
-        await self._readers.short(self._describe, session_id, lines)
-
-    def _describe(self, session_id: str, lines: bytes) -> None:
-        path = self._find(session_id)
-        if path is None or files.session_info(path) is None:
-            raise TranscriptMissing(_GONE)
-        with files.appended(path):
-            files.end_line(path)
-            with path.open("ab") as file:
-                file.write(lines)
-
     def _last_page(self, session_id: str, asked: Asked, write: Writer) -> tuple[Page | None, Path]:
         """The last page, where the end of the file tells it; and the file."""
         path = self._find(session_id)
         if path is None:
-            raise TranscriptMissing(_GONE)
+            raise TranscriptMissing(NOTHING_OF_IT)
         if asked.backwards and asked.after is None and not asked.compacted:
             ending = read_ending(path, asked.limit)
             if ending.complete or len(ending.messages) >= asked.limit:
@@ -186,7 +129,7 @@ class History:
         if path is not None:
             with contextlib.suppress(FileNotFoundError):
                 file = path.stat()
-                return _outline(path, file.st_ino, file.st_size, file.st_mtime_ns)
+                return outline_of(path, file.st_ino, file.st_size, file.st_mtime_ns)
         return Metadata()
 
     def _searched(self, session_id: str) -> Path | None:
@@ -197,21 +140,6 @@ class History:
 
     def _find(self, session_id: str) -> Path | None:
         return files.find(self._projects, session_id)
-
-
-async def _lines(session_id: str, changes: dict[str, str | None]) -> bytes:
-    """What the SDK would append to a transcript. Raises ValueError as its functions do.
-
-    Those that append themselves look for the file by this process's CLAUDE_CONFIG_DIR, which an application around this
-    one may have for itself.
-    """
-    notes = InMemorySessionStore()
-    if "tag" in changes:
-        await tag_session_via_store(notes, session_id, changes["tag"])
-    if (title := changes.get("title")) is not None:
-        await rename_session_via_store(notes, session_id, title)
-    entries = notes.get_entries(SessionKey(project_key=project_key_for_directory(), session_id=session_id))
-    return b"".join(json.dumps(entry, separators=(",", ":")).encode() + b"\n" for entry in entries)
 
 
 # What is done with whole files, in a process of its own where they are long
@@ -240,20 +168,6 @@ def _written(messages: list[TranscriptMessage], asked: Asked, write: Writer, *, 
     return Page(written[::-1] if asked.backwards else written, after)
 
 
-def _count(files: Sequence[Path], outline: Metadata) -> Metadata:
-    path, *subagents = files
-    whole = read_whole(path)
-    spent = dict(whole.tokens)
-    for file in subagents:
-        spent |= tokens(read_entries(file))
-    return replace(
-        outline,
-        message_count=len(whole.messages),
-        last_message=_last(whole.messages),
-        usage={name: sum(counts[i] for counts in spent.values()) for i, name in enumerate(TOKENS)},
-    )
-
-
 def _search(files: Sequence[Path], message_id: str) -> Glimpse | None:
     with files[0].open("rb") as lines:
         for line in lines:
@@ -263,39 +177,3 @@ def _search(files: Sequence[Path], message_id: str) -> Glimpse | None:
                 if message_id in (entry["uuid"], entry.get("forked_from")) and "line" in entry:
                     return replace(glimpse(as_message(entry)), uuid=message_id)  # as the parent knows it
     return None
-
-
-def _last(messages: list[TranscriptMessage]) -> Glimpse | None:
-    """The newest message in which something is said."""
-    return next((glimpse(m) for m in reversed(messages) if not m.synthetic and m.text), None)
-
-
-@functools.lru_cache(maxsize=2048)
-def _outline(path: Path, *_state: int) -> Metadata:
-    """What head and tail of a file tell; remembered while the file's state is the same."""
-    info = files.session_info(path)
-    if info is None:
-        return Metadata()
-    return Metadata(
-        transcript="present",
-        title=info.custom_title,
-        first_prompt=info.first_prompt,
-        tag=info.tag,
-        last_message=_last_in_tail(path),
-        size_bytes=info.file_size,
-    )
-
-
-def _last_in_tail(path: Path) -> Glimpse | None:
-    """The newest message in which something is said, if it is near enough to the end of the file."""
-    with path.open("rb") as file:
-        last = None
-        for start, tail in tails(file, _TAIL_BYTES, os.fstat(file.fileno()).st_size):
-            lines = tail.split(b"\n")[1 if start else 0 :]  # not a cut one
-            said = [as_message(e) for e in entries_of(lines) if "line" in e and not e.get("isSidechain")]
-            if (last := _last(said)) or len(tail) >= _MOST_TAIL_BYTES:
-                break
-        return last
-
-
-_GONE = "Its transcript is not there, so neither are its messages, its title and its tag."
