@@ -1,6 +1,7 @@
 """The house keeps its floors: imports go down, each room knows only what it may, and the wheel holds nothing else."""
 
 import ast
+import re
 import subprocess
 import sys
 import zipfile
@@ -87,6 +88,17 @@ def test_no_room_knows_a_stranger() -> None:
         if is_in(a, room) and any(is_in(b, stranger) for stranger in strangers)
     ]
     assert not known
+
+
+@pytest.mark.parametrize("page", ["ARCHITECTURE.md", "CONTRIBUTING.md"])
+def test_every_file_and_function_that_is_named_to_newcomers_is_there(page: str) -> None:
+    named = re.findall(r"`([\w/]+/[\w.]+\.(?:py|js|sql|md))(?::([\w.]+))?`", (ROOT / page).read_text())
+    assert len(named) > 20
+    for name, symbol in named:
+        files = [path for path in (ROOT / name, ROOT / HOUSE / name) if path.is_file()]
+        assert len(files) == 1, name
+        for part in symbol.split("."):
+            assert re.search(rf"(?:def|class) {part}\b", files[0].read_text()) or not part, f"{name}:{symbol}"
 
 
 @pytest.fixture(scope="module")
