@@ -25,15 +25,28 @@ _IMPORTED = (  # the commands import most when they run
     "session_sidecar.cli.serve",
     "session_sidecar.cli.backup",
     "session_sidecar.cli.doctor",
+    "session_sidecar.cli.keys",
+    "session_sidecar.cli.moving",
     "session_sidecar.cli.restore",
     "session_sidecar.cli.client.show",
+    "session_sidecar.replicas.archive.postgres",
+    "session_sidecar.replicas.archive.sqlite",
+    "session_sidecar.replicas.fleet",
+    "session_sidecar.replicas.leases.identity",
+    "session_sidecar.replicas.leases.sole",
+    "session_sidecar.replicas.listening",
+    "session_sidecar.replicas.outbox",
     "session_sidecar.sessions.upkeep.backup",
     "session_sidecar.sessions.upkeep.doctor",
+    "session_sidecar.sessions.upkeep.moving.into",
+    "session_sidecar.sessions.upkeep.moving.out",
+    "session_sidecar.sessions.upkeep.rotating",
     "session_sidecar.app",
     "session_sidecar.server.connection",
     "session_sidecar.server.listening",
     "session_sidecar.server.logs",
     "session_sidecar.server.terminal",
+    "session_store.postgres",
     "uvicorn.lifespan.on",
     "uvicorn.loops.uvloop",
 )
@@ -73,11 +86,17 @@ class Forked:
         return self.returncode
 
     @classmethod
-    async def start(cls, *arguments: str, env: Mapping[str, str], streams: tuple[int, int, int]) -> Self:
-        """Start `session-sidecar` with these arguments, and with these descriptors as its standard streams."""
+    async def start(
+        cls, *arguments: str, env: Mapping[str, str], streams: tuple[int, int, int], login: bool = False
+    ) -> Self:
+        """Start `session-sidecar` with these arguments, and with these descriptors as its standard streams.
+
+        With `login` they are a terminal, which becomes its own: Ctrl-C typed there is a signal.
+        """
         ours, theirs = socket.socketpair()
         with theirs:
-            request = json.dumps({"arguments": arguments, "env": dict(env), "cwd": os.getcwd()}).encode()
+            wanted = {"arguments": arguments, "env": dict(env), "cwd": os.getcwd(), "login": login}
+            request = json.dumps(wanted).encode()
             socket.send_fds(_running_template(), [request], [theirs.fileno(), *streams])
         told, heard = await asyncio.open_unix_connection(sock=ours)
         return cls(int(await told.readline()), told, heard)
@@ -116,6 +135,10 @@ class Forked:
     def terminate(self) -> None:
         """SIGTERM."""
         self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self.send_signal(signal.SIGKILL)
 
     async def wait(self) -> int:
         """Wait for the end; the exit status, negative for a signal."""
@@ -158,6 +181,9 @@ def _forked(asked: socket.socket) -> None:
     os.environ.clear()
     os.environ.update(wanted["env"])
     os.chdir(wanted["cwd"])
+    if wanted["login"]:
+        os.login_tty(0)
+        sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr] # it was made for what was there before
     sys.argv = [str(PROGRAM), *wanted["arguments"]]
 
 

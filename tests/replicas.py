@@ -5,7 +5,7 @@ import contextlib
 import itertools
 import signal
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -15,7 +15,7 @@ import psycopg
 import pytest
 
 from tests.faults import FaultyModel
-from tests.modes import COLD, WARM
+from tests.modes import COLD
 from tests.postgres import PASSWORD, free_port
 from tests.server import SECONDS, Sidecar, a_moment
 
@@ -117,13 +117,16 @@ Make = Callable[..., contextlib.AbstractAsyncContextManager[Replicas]]
 
 @pytest.fixture
 def some_replicas(model: FaultyModel, model_env: dict[str, str], database: str, tmp_path: Path) -> Make:
-    """Start so many replicas on a database of their own, each with a home of its own. Use it as a context."""
+    """Start so many replicas on a database of their own, each with a home of its own. Use it as a context.
+
+    They take a process for each turn, unless the settings say otherwise.
+    """
 
     @contextlib.asynccontextmanager
-    async def make(count: int = 2, *, warm: bool = False, url: str = database, **env: str) -> AsyncIterator[Replicas]:
+    async def make(count: int = 2, *, url: str = database, **env: str) -> AsyncIterator[Replicas]:
         shared = {
             **model_env,
-            **(WARM if warm else COLD),
+            **COLD,
             "SIDECAR_DATABASE": url,
             "SIDECAR_REPLICA_SECRET": SECRET,
             "SIDECAR_LEASE_SECONDS": str(LEASE_SECONDS),
@@ -139,6 +142,30 @@ def some_replicas(model: FaultyModel, model_env: dict[str, str], database: str, 
             no_alarms(member)
 
     return make
+
+
+Know = Callable[..., Awaitable[None]]
+
+
+@pytest.fixture
+def knows(_home: Path, _model: FaultyModel) -> Know:
+    """Give a sidecar a thread, alice's if nobody is named, whose first turn has completed: it said "My name is Ada".
+
+    No turn is run for it: the transcript is a copy of one that the CLI wrote, and is adopted.
+    """
+    (written, *_) = _home.glob("claude/projects/*/*.jsonl")
+    _model.requests.clear()  # what it was asked for that
+
+    async def know(sidecar: Sidecar, thread: str, resource: str = "alice") -> None:
+        session_id = str(uuid.uuid4())
+        place = sidecar.home / "claude" / "projects" / written.parent.name
+        place.mkdir(parents=True, exist_ok=True)
+        (place / f"{session_id}.jsonl").write_text(written.read_text().replace(written.stem, session_id))
+        body = {"thread_id": thread, "resource_id": resource, "sdk_session_id": session_id}
+        adopted = await sidecar.http.put("/v1/session", json=body)
+        assert adopted.status_code == 201, adopted.text
+
+    return know
 
 
 async def get(replica: Sidecar, path: str, thread: str, **query: str) -> httpx.Response:
@@ -184,6 +211,14 @@ async def all_released(database: str) -> None:
     async with asyncio.timeout(SECONDS):
         while await asked(database, "SELECT 1 FROM session_mappings WHERE lease_until IS NOT NULL"):
             await a_moment()
+
+
+async def all_run_out(database: str) -> None:
+    """Wait until no lease is valid; who asks for a thread then gets it at once, as if somebody had asked before."""
+    async with asyncio.timeout(SECONDS):
+        while await asked(database, "SELECT 1 FROM session_mappings WHERE lease_until > clock_timestamp()"):
+            await a_moment()
+    await asked(database, "UPDATE session_mappings SET contested_at = to_timestamp(0) WHERE lease_until IS NOT NULL")
 
 
 def no_alarms(replica: Sidecar) -> None:

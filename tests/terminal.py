@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from tests.forked import PROGRAM, Forked, can_be_forked
 from tests.server import SECONDS
 
-HEAVY = {"backup", "doctor", "restore"}  # these import the SDK
+HEAVY = {"backup", "doctor", "export", "forget-key", "import", "restore", "rotate"}  # these import the SDK
 CTRL_C, CTRL_D = "\x03", "\x04"
 _STYLE = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]|\r")
 
@@ -38,11 +38,16 @@ def environment(url: str, **more: str) -> dict[str, str]:
 
 
 async def command(url: str, *arguments: str, stdin: str = "", **env: str) -> Ended:
-    """One command with all of its streams in pipes."""
+    """One command with all of its streams in pipes. A heavy one is forked."""
     if arguments[0] in HEAVY and can_be_forked(env):
         async with asyncio.timeout(SECONDS):
             code, out, err = await Forked.run(*arguments, stdin=stdin.encode(), env=environment(url, **env))
         return Ended(code, out.decode(), err.decode())
+    return await installed(url, *arguments, stdin=stdin, **env)
+
+
+async def installed(url: str, *arguments: str, stdin: str = "", **env: str) -> Ended:
+    """The same, which does its imports itself."""
     return await _run(str(PROGRAM), *arguments, stdin=stdin, env=environment(url, **env))
 
 
@@ -74,12 +79,14 @@ class Terminal:
     async def __aenter__(self) -> Self:
         self._person, its_side = os.openpty()
         termios.tcsetwinsize(its_side, (40, 120))
-        self.process = await asyncio.create_subprocess_exec(
-            PROGRAM,
-            *self._arguments,
-            env=environment(self._url, **self._env),
-            preexec_fn=lambda: os.login_tty(its_side),
-        )
+        env = environment(self._url, **self._env)
+        self.process: asyncio.subprocess.Process | Forked
+        if self._arguments[0] in HEAVY and can_be_forked(self._env):
+            self.process = await Forked.start(*self._arguments, env=env, streams=(its_side,) * 3, login=True)
+        else:
+            self.process = await asyncio.create_subprocess_exec(
+                PROGRAM, *self._arguments, env=env, preexec_fn=lambda: os.login_tty(its_side)
+            )
         os.close(its_side)
         asyncio.get_running_loop().add_reader(self._person, self._take)
         return self

@@ -21,14 +21,14 @@ async def adopt(sidecar: Sidecar, thread: str, session_id: str, resource: str = 
 
 
 async def stray(sidecar: Sidecar, thread: str) -> str:
-    """A session with a transcript that no thread has."""
-    await sidecar.say(thread, "My name is Ada")
+    """A session with a transcript that no thread has: a copy of `original`."""
+    assert (await sidecar.post("/v1/chat/fork", thread, from_thread_id="the original")).status_code == 201
     session_id = await sidecar.session_id(thread)
     await sidecar.http.delete("/v1/session", params={"thread_id": thread, "resource_id": "alice"})
     return session_id
 
 
-async def test_an_adopted_session_goes_on_where_it_was_left(sidecar: Sidecar, thread: str) -> None:
+async def test_an_adopted_session_goes_on_where_it_was_left(sidecar: Sidecar, original: str, thread: str) -> None:
     session_id = await stray(sidecar, f"{thread}-before")
     project = sidecar.home / "claude" / "projects" / "-home-ada-work"
     project.mkdir()
@@ -43,7 +43,7 @@ async def test_an_adopted_session_goes_on_where_it_was_left(sidecar: Sidecar, th
 
 
 async def test_adopting_again_changes_nothing_and_no_other_session_or_thread_gets_in_between(
-    sidecar: Sidecar, thread: str, another_thread: str
+    sidecar: Sidecar, original: str, thread: str, another_thread: str
 ) -> None:
     session_id = await stray(sidecar, thread)
     assert (await adopt(sidecar, thread, session_id)).status_code == 201
@@ -83,7 +83,7 @@ async def test_only_an_id_as_the_sdk_writes_it_is_taken(sidecar: Sidecar, thread
     assert (refused.status_code, refused.json()["errors"][0]["field"]) == (422, "sdk_session_id")
 
 
-async def test_a_session_that_a_cli_has_open_is_not_adopted(sidecar: Sidecar, thread: str) -> None:
+async def test_a_session_that_a_cli_has_open_is_not_adopted(sidecar: Sidecar, original: str, thread: str) -> None:
     session_id = await stray(sidecar, thread)
     # A process with our config directory, and its entry as the CLI writes it.
     env = {**os.environ, "CLAUDE_CONFIG_DIR": str(sidecar.home / "claude")}

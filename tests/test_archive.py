@@ -1,8 +1,10 @@
 """Push and pull: what one machine has written is what the next one has, and nothing stored is lost."""
 
 import asyncio
+import contextlib
 import os
 import random
+import signal
 import stat
 import subprocess
 import sys
@@ -502,7 +504,7 @@ async def test_a_pull_that_is_broken_off_is_gone_on_with(here: Machine, there: M
 
 
 PULLS = """
-import asyncio, sys
+import asyncio, os, sys
 from pathlib import Path
 from session_sidecar.agent.transcripts.reading.readers import Readers
 from tests.archive import KEY, PLAIN, Machine, in_sqlite
@@ -513,7 +515,14 @@ async def main():
         machine = Machine(Path(config), kept, PLAIN, Readers())
         await machine.archive.pull(session, KEY.resource_id, ours=False)
 
-asyncio.run(main())
+for line in sys.stdin:  # a process for each, with its imports done
+    pulling = os.fork()
+    if pulling == 0:
+        asyncio.run(main())
+        os._exit(0)
+    print(pulling, flush=True)
+    os.waitpid(pulling, 0)
+    print("gone", flush=True)
 """
 
 
@@ -526,15 +535,24 @@ async def test_a_pull_that_is_killed_is_mended_by_the_next(
     here.write(session, whole)
     await push(here, session)
     seen = set[int]()
-    for size in (-1, 20 * CHUNK_BYTES, 90 * CHUNK_BYTES):
-        command = (sys.executable, "-c", PULLS, str(there.config), str(tmp_path / "transcripts.db"), session)
-        with subprocess.Popen(command) as pulling:  # noqa: ASYNC220 - nothing else is to run here
-            while _size(there.path(session)) <= size and pulling.poll() is None:
+    command = (sys.executable, "-c", PULLS, str(there.config), str(tmp_path / "transcripts.db"), session)
+    with subprocess.Popen(  # noqa: ASYNC220 - nothing else is to run here
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as forking:
+        assert forking.stdin is not None
+        assert forking.stdout is not None
+        for size in (-1, 20 * CHUNK_BYTES, 90 * CHUNK_BYTES):
+            print(file=forking.stdin, flush=True)
+            pid = int(forking.stdout.readline())
+            while _size(there.path(session)) <= size and Path(f"/proc/{pid}").exists():
                 time.sleep(0.001)  # noqa: ASYNC251
-            pulling.kill()
-        found = there.path(session).read_bytes()
-        assert whole.startswith(found)
-        seen.add(len(found))
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            assert forking.stdout.readline() == "gone\n"
+            found = there.path(session).read_bytes()
+            assert whole.startswith(found)
+            seen.add(len(found))
+        forking.stdin.close()
     await pull(there, session)
     assert there.files(session) == here.files(session)
     assert len(seen) > 1  # it was killed in the middle

@@ -57,6 +57,12 @@ def talk(
     return talk
 
 
+def spoken(machine: Machine, session: str, home: Path) -> None:
+    """A session of one turn: a copy of one that the CLI wrote."""
+    (written, *_) = home.glob("claude/projects/*/*.jsonl")
+    machine.write(session, written.read_bytes().replace(written.stem.encode(), session.encode()))
+
+
 async def test_a_conversation_goes_on_wherever_it_is_pulled(
     machines: list[Machine], talk: Callable[..., Any], model: FaultyModel
 ) -> None:
@@ -97,13 +103,12 @@ async def test_a_conversation_goes_on_wherever_it_is_pulled(
 
 
 async def test_what_the_cli_writes_after_a_pull_belongs_to_what_was_pulled(
-    machines: list[Machine], talk: Callable[..., Any], model: FaultyModel
+    machines: list[Machine], talk: Callable[..., Any], home: Path, model: FaultyModel
 ) -> None:
     """Subagents and tool results too: they are pushed from wherever the CLI has put them."""
     one, two, _ = machines
     session = a_session()
-    async with talk(one, session_id=session) as ask:
-        await ask("hello")
+    spoken(one, session, home)
     await one.archive.push(session, KEY, one.fence)
     await two.archive.pull(session, KEY.resource_id, ours=False)
     async with talk(two, resume=session) as ask:
@@ -120,12 +125,11 @@ async def test_what_the_cli_writes_after_a_pull_belongs_to_what_was_pulled(
     assert not list(two.projects.rglob(f"*{session}*"))
 
 
-async def test_lone_surrogates_survive(machines: list[Machine], talk: Callable[..., Any]) -> None:
+async def test_lone_surrogates_survive(machines: list[Machine], talk: Callable[..., Any], home: Path) -> None:
     """As the CLI writes them: JSON takes them, a column of text would not."""
     one, two, _ = machines
     session = a_session()
-    async with talk(one, session_id=session) as ask:
-        await ask("hello")
+    spoken(one, session, home)
     lines = [json.loads(line) for line in one.path(session).read_bytes().splitlines()]
     for line in lines:
         if line["type"] == "user":

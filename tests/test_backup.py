@@ -18,7 +18,8 @@ import pytest
 
 from tests.faults import FaultyModel
 from tests.forked import Forked
-from tests.modes import COLD, in_both_modes
+from tests.modes import COLD, KEPT, in_both_modes
+from tests.replicas import Know
 from tests.server import SECONDS, Sidecar, a_moment
 from tests.terminal import Ended, command, environment, shell
 from tests.transcripts import messages, texts
@@ -71,12 +72,15 @@ def everything(directory: Path) -> dict[str, bytes]:
 
 @in_both_modes
 async def test_a_backup_taken_with_turns_running_goes_on_at_another_path(
-    a_sidecar: Make, model_env: dict[str, str], model: FaultyModel, tmp_path: Path
+    a_sidecar: Make, mode: str, knows: Know, model_env: dict[str, str], model: FaultyModel, tmp_path: Path
 ) -> None:
     copy, elsewhere = tmp_path / "copy", tmp_path / "elsewhere"
     async with a_sidecar() as sidecar:
         for thread in ("at rest", "in its second turn"):
-            await sidecar.say(thread, "My name is Ada")
+            if mode == "warm":
+                await sidecar.say(thread, "My name is Ada")
+            else:
+                await knows(sidecar, thread)
         ids = {thread: await sidecar.session_id(thread) for thread in ("at rest", "in its second turn")}
         async with AsyncExitStack() as open_streams:
             streams = []
@@ -120,7 +124,7 @@ async def test_at_whatever_moment_of_many_turns_it_is_taken_each_of_its_mappings
         for turn in range(1000):
             await sidecar.say(f"thread {number}, {turn // 3}", f"[[pace 0.01]] This is turn {turn % 3}")
 
-    async with a_sidecar() as sidecar:
+    async with a_sidecar(**KEPT) as sidecar:
         await sidecar.say("the first", "My name is Ada")
         talks = [asyncio.create_task(talk(number)) for number in range(3)]
         for number in range(5):
@@ -242,10 +246,10 @@ async def killed(*arguments: str, when: Callable[[], bool]) -> None:
 
 
 async def test_a_thread_that_begins_while_transcripts_are_copied_is_no_mapping_without_one(
-    a_sidecar: Make, tmp_path: Path
+    a_sidecar: Make, tmp_path: Path, knows: Know
 ) -> None:
     async with a_sidecar() as sidecar:
-        await sidecar.say("t1", "My name is Ada")
+        await knows(sidecar, "t1")
         fill(sidecar.home)
         copy = tmp_path / "copies" / "copy"
         process = await begun("backup", "--home", str(sidecar.home), str(copy))

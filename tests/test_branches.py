@@ -10,6 +10,7 @@ from session_sidecar.sessions.family import MOST, Branch, family
 from session_store import SessionMapping, ThreadKey
 from session_store.sqlite import SqliteSessionMap
 from tests.faults import FaultyModel
+from tests.replicas import Know
 from tests.server import Sidecar
 from tests.transcripts import get, messages, settled
 
@@ -37,10 +38,9 @@ def nodes(node: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 @pytest.fixture
-async def tree(sidecar: Sidecar, thread: str) -> str:
+async def tree(sidecar: Sidecar, knows: Know, thread: str) -> str:
     """A thread `t` with the forks `t-1` (with a turn of its own) and `t-2`, and a fork `t-1-1` of the first."""
-    await sidecar.say(thread, "My name is Ada")
-    await sidecar.at_rest()
+    await knows(sidecar, thread)
     await sidecar.post("/v1/chat/fork", f"{thread}-1", from_thread_id=thread, message="I like tea")
     await sidecar.at_rest()
     for parent, name in ((thread, f"{thread}-2"), (f"{thread}-1", f"{thread}-1-1")):

@@ -7,6 +7,7 @@ import httpx
 import pytest
 
 from tests.faults import FaultyModel
+from tests.replicas import Know
 from tests.server import SECONDS, Sidecar
 
 pytestmark = pytest.mark.long  # `make test-all`
@@ -33,10 +34,10 @@ async def listed(sidecar: Sidecar, **query: str) -> list[tuple[str, str]]:
 
 
 async def test_the_transcript_goes_too_if_asked_for_and_its_subagents_and_what_was_set_aside(
-    sidecar: Sidecar, thread: str, another_thread: str
+    sidecar: Sidecar, thread: str, another_thread: str, knows: Know
 ) -> None:
     await sidecar.say(thread, "My name is Ada")
-    await sidecar.say(another_thread, "My name is Bob")
+    await knows(sidecar, another_thread)
     session_id, other = await sidecar.session_id(thread), await sidecar.session_id(another_thread)
     transcript = sidecar.transcript(session_id)
     (transcript.with_suffix("") / "subagents").mkdir(parents=True)
@@ -51,8 +52,10 @@ async def test_the_transcript_goes_too_if_asked_for_and_its_subagents_and_what_w
     assert await sidecar.session_id(thread) != session_id
 
 
-async def test_a_transcript_that_is_gone_already_does_not_keep_the_mapping(sidecar: Sidecar, thread: str) -> None:
-    await sidecar.say(thread, "Hello")
+async def test_a_transcript_that_is_gone_already_does_not_keep_the_mapping(
+    sidecar: Sidecar, thread: str, knows: Know
+) -> None:
+    await knows(sidecar, thread)
     session_id = await sidecar.session_id(thread)
     await delete(sidecar, f"{thread}-none", transcript="delete")
     sidecar.transcript(session_id).unlink()
@@ -61,8 +64,8 @@ async def test_a_transcript_that_is_gone_already_does_not_keep_the_mapping(sidec
     assert files(sidecar, session_id) == []
 
 
-async def test_a_fork_keeps_its_history_when_its_parent_is_deleted(sidecar: Sidecar, thread: str) -> None:
-    await sidecar.say(thread, "My name is Ada")
+async def test_a_fork_keeps_its_history_when_its_parent_is_deleted(sidecar: Sidecar, thread: str, knows: Know) -> None:
+    await knows(sidecar, thread)
     fork = f"{thread}-fork"
     assert (await sidecar.post("/v1/chat/fork", fork, from_thread_id=thread)).status_code == 201
     assert (await delete(sidecar, thread, transcript="delete")).status_code == 204
@@ -134,11 +137,11 @@ async def test_a_turn_that_comes_to_interrupt_does_not_pass_a_deletion(
         assert (answer["session"]["outcome"], answer["text"]) == ("started", "You have said 1 thing: Again")
 
 
-async def test_a_resource_is_erased_and_the_other_ones_stay(a_sidecar: Make) -> None:
+async def test_a_resource_is_erased_and_the_other_ones_stay(a_sidecar: Make, knows: Know) -> None:
     async with a_sidecar() as sidecar:
         for name in ("a", "b", "c"):
-            await sidecar.say(name, "Hello")
-        await sidecar.chat("a", "Hello", resource_id="bob")
+            await knows(sidecar, name)
+        await knows(sidecar, "a", "bob")
         bobs = (await sidecar.session("a", "bob")).json()["sdk_session_id"]
         kept = await sidecar.session_id("c")
         assert (await delete(sidecar, "c")).status_code == 204
@@ -151,9 +154,11 @@ async def test_a_resource_is_erased_and_the_other_ones_stay(a_sidecar: Make) -> 
         assert (await erase(sidecar, "alice")).json()["count"] == 0
 
 
-async def test_a_resource_with_a_turn_is_erased_with_force_only(a_sidecar: Make, model: FaultyModel) -> None:
+async def test_a_resource_with_a_turn_is_erased_with_force_only(
+    a_sidecar: Make, model: FaultyModel, knows: Know
+) -> None:
     async with a_sidecar() as sidecar:
-        await sidecar.say("idle", "Hello")
+        await knows(sidecar, "idle")
         async with sidecar.stream("new", "Hello [[hold 3]]") as stream:
             await stream.until_text()
             refused = await erase(sidecar, "alice")
@@ -166,9 +171,9 @@ async def test_a_resource_with_a_turn_is_erased_with_force_only(a_sidecar: Make,
         assert list(sidecar.home.glob("claude/projects/*/*.jsonl")) == []
 
 
-async def test_many_threads_are_erased_in_one_call(a_sidecar: Make) -> None:
+async def test_many_threads_are_erased_in_one_call(a_sidecar: Make, knows: Know) -> None:
     async with a_sidecar() as sidecar:
-        await sidecar.say("t", "Hello")
+        await knows(sidecar, "t")
         for n in range(120):
             forked = await sidecar.post("/v1/chat/fork", f"t{n}", from_thread_id="t")
             assert forked.status_code == 201
@@ -176,9 +181,11 @@ async def test_many_threads_are_erased_in_one_call(a_sidecar: Make) -> None:
         assert list(sidecar.home.glob("claude/projects/*/*.jsonl")) == []
 
 
-async def test_with_the_volume_gone_no_mapping_is_deleted_whose_transcript_would_stay(a_sidecar: Make) -> None:
+async def test_with_the_volume_gone_no_mapping_is_deleted_whose_transcript_would_stay(
+    a_sidecar: Make, knows: Know
+) -> None:
     async with a_sidecar() as sidecar:
-        await sidecar.say("t", "Hello")
+        await knows(sidecar, "t")
         marker = sidecar.home / "claude" / "session-sidecar.txt"
         marker.unlink()
         for response in (
@@ -191,22 +198,22 @@ async def test_with_the_volume_gone_no_mapping_is_deleted_whose_transcript_would
 
 @pytest.mark.parametrize("query", [{"transcript": "burn"}, {"force": "perhaps"}, {"all": "true"}])
 async def test_a_deletion_that_is_not_understood_deletes_nothing(
-    sidecar: Sidecar, thread: str, query: dict[str, str]
+    sidecar: Sidecar, thread: str, query: dict[str, str], knows: Know
 ) -> None:
-    await sidecar.say(thread, "Hello")
+    await knows(sidecar, thread)
     assert (await delete(sidecar, thread, **query)).status_code == 422
     assert (await erase(sidecar, "alice", **query)).status_code == 422
     assert (await sidecar.http.delete("/v1/sessions")).status_code == 422
     assert (await sidecar.session(thread)).status_code == 200
 
 
-async def test_the_list_of_all_resources_is_stable_while_rows_come_and_go(a_sidecar: Make) -> None:
+async def test_the_list_of_all_resources_is_stable_while_rows_come_and_go(a_sidecar: Make, knows: Know) -> None:
     async with a_sidecar() as sidecar:
-        await sidecar.say("t", "Hello")
+        await knows(sidecar, "t")
         names = [f"t{n}" for n in range(8)]
         for name in names:
             await sidecar.post("/v1/chat/fork", name, from_thread_id="t")
-        await sidecar.chat("t", "Hello", resource_id="bob")
+        await knows(sidecar, "t", "bob")
         expected = [("bob", "t"), *(("alice", name) for name in reversed(names)), ("alice", "t")]
         seen: list[tuple[str, str]] = []
         after: dict[str, str] = {}

@@ -5,9 +5,7 @@ import base64
 import json
 import os
 import pty
-import shutil
 import sqlite3
-import sys
 import uuid
 from collections.abc import Callable
 from contextlib import closing
@@ -19,30 +17,32 @@ import pytest
 
 from session_store.postgres.migrations import migrate
 from tests.faults import FaultyModel
+from tests.forked import Forked, reading
 from tests.modes import COLD
+from tests.replicas import Know
 from tests.replicas import Make as Fleet
 from tests.server import SECONDS, Sidecar, gone
-from tests.terminal import command
+from tests.terminal import command, environment, installed
 
 pytestmark = pytest.mark.long  # `make test-all`
 
 Make = Callable[..., Sidecar]
 
 
-async def run(home: Path, *options: str, stdin: int = asyncio.subprocess.DEVNULL, **env: str) -> tuple[int, str]:
+async def run(home: Path, *options: str, stdin: int | None = None, **env: str) -> tuple[int, str]:
     """`session-sidecar doctor`: its exit status and what it printed."""
-    process = await asyncio.create_subprocess_exec(
-        str(Path(sys.executable).with_name("session-sidecar")),
+    out, its_out = os.pipe()
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    process = await Forked.start(
         *("doctor", "--home", str(home), *options),
-        stdin=stdin,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.DEVNULL if "--json" in options else asyncio.subprocess.STDOUT,
-        env={k: v for k, v in os.environ.items() if not k.startswith("SIDECAR_")} | env,
+        env=environment("", **env),
+        streams=(nothing if stdin is None else stdin, its_out, its_out),
     )
+    os.close(nothing)
+    os.close(its_out)
     async with asyncio.timeout(SECONDS):
-        out, _ = await process.communicate()
-    assert process.returncode is not None
-    return process.returncode, out.decode()
+        said = await (await reading(out)).read()
+        return await process.wait(), said.decode()
 
 
 async def report(home: Path, *options: str, **env: Any) -> dict[str, Any]:
@@ -62,20 +62,6 @@ def change(home: Path, statement: str, *values: object) -> None:
         database.execute(statement, values)
 
 
-@pytest.fixture(scope="session")
-async def _home(model_env: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    async with Sidecar(tmp_path_factory.mktemp("doctor") / "home", model_env) as sidecar:
-        for thread in ("t1", "t2"):
-            await sidecar.say(thread, "Hello")
-    return sidecar.home
-
-
-@pytest.fixture
-def home(_home: Path, tmp_path: Path) -> Path:
-    """The home of a sidecar that has two threads and was stopped."""
-    return shutil.copytree(_home, tmp_path / "home")
-
-
 def transcript(home: Path, thread: str) -> Path:
     with closing(sqlite3.connect(home / "sidecar.db")) as database:
         rows = database.execute("SELECT sdk_session_id FROM session_mappings WHERE thread_id = ?", (thread,))
@@ -93,7 +79,8 @@ async def test_a_home_that_was_left_in_order_is_healthy_and_stays_as_it_is(home:
         "findings": [],
     }
     assert await run(home) == (0, "healthy (2 mappings, 2 transcripts)\n")
-    assert (await report(home, "--fix"))["healthy"]
+    ended = await installed("", "doctor", "--home", str(home), "--json", "--fix")
+    assert (ended.code, json.loads(ended.out)["healthy"]) == (0, True)
 
 
 async def test_a_mapping_whose_transcript_is_gone_is_removed_only_if_a_person_says_so(home: Path) -> None:
@@ -225,11 +212,11 @@ async def test_a_home_where_no_sidecar_ran_is_not_made_one(tmp_path: Path) -> No
 
 
 async def test_beside_a_running_sidecar_it_reads_and_does_not_mend(
-    a_sidecar: Make, thread: str, model: FaultyModel
+    a_sidecar: Make, thread: str, model: FaultyModel, knows: Know
 ) -> None:
     async with a_sidecar() as sidecar:
-        await sidecar.say("t1", "Hello")
-        await sidecar.say("t2", "Hello")
+        await knows(sidecar, "t1")
+        await knows(sidecar, "t2")
         async with sidecar.stream("new", "Hello [[hold 1]]") as stream:
             await stream.until_text()
             found = await report(sidecar.home)
@@ -262,13 +249,13 @@ async def test_what_is_stored_sealed_is_not_gone(home: Path) -> None:
 
 
 async def test_of_a_replica_it_knows_what_is_stored_and_destroys_nothing(
-    home: Path, database: str, some_replicas: Fleet, model: FaultyModel
+    home: Path, database: str, some_replicas: Fleet, model: FaultyModel, knows: Know
 ) -> None:
     shared: dict[str, Any] = {"SIDECAR_DATABASE": database}
     status, out = await run(home, **shared)
     assert (status, "no sidecar has run here" in out) == (2, True)
     async with some_replicas(2) as (one, other):
-        await one.say("t", "Hello")
+        await knows(one, "t")
         async with one.stream("new", "Hello [[hold 1]]") as stream:
             await stream.until_text()
             for replica in (one, other):

@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from tests.modes import in_both_modes
+from tests.replicas import Know
 from tests.server import Sidecar, parting
 from tests.transcripts import get, messages, metadata, texts
 
@@ -39,9 +40,8 @@ async def listed(sidecar: Sidecar, thread: str) -> str:
 
 @in_both_modes
 async def test_a_session_in_two_project_directories_is_refused_and_both_files_stay_as_they_are(
-    sidecar: Sidecar, thread: str
+    sidecar: Sidecar, known: str, thread: str
 ) -> None:
-    await sidecar.say(thread, "My name is Ada")
     session_id = await sidecar.session_id(thread)
     own = sidecar.transcript(session_id)
     copy = stale(sidecar, session_id)
@@ -76,8 +76,8 @@ async def test_a_session_in_two_project_directories_is_refused_and_both_files_st
     assert await listed(sidecar, thread) == "present"
 
 
-async def test_a_session_with_two_transcripts_is_not_adopted(sidecar: Sidecar, thread: str) -> None:
-    await sidecar.say(f"{thread}-before", "Hello")
+async def test_a_session_with_two_transcripts_is_not_adopted(sidecar: Sidecar, thread: str, knows: Know) -> None:
+    await knows(sidecar, f"{thread}-before")
     session_id = await sidecar.session_id(f"{thread}-before")
     await sidecar.http.delete("/v1/session", params={"thread_id": f"{thread}-before", "resource_id": "alice"})
     copy = stale(sidecar, session_id)
@@ -115,8 +115,8 @@ async def test_an_empty_file_and_a_link_are_no_second_transcript(cold: Sidecar, 
         (projects / "-moved").unlink()
 
 
-async def test_a_transcript_that_was_moved_is_found_where_it_is_now(sidecar: Sidecar, thread: str) -> None:
-    await sidecar.say(thread, "My name is Ada")
+async def test_a_transcript_that_was_moved_is_found_where_it_is_now(sidecar: Sidecar, thread: str, knows: Know) -> None:
+    await knows(sidecar, thread)
     own = sidecar.transcript(await sidecar.session_id(thread))
     for directory in ("-there", own.parent.name):
         assert await listed(sidecar, thread) == "present"
@@ -127,10 +127,10 @@ async def test_a_transcript_that_was_moved_is_found_where_it_is_now(sidecar: Sid
 
 
 async def test_a_directory_that_cannot_be_looked_into_makes_no_transcript_a_lost_one(
-    a_sidecar: Make, thread: str
+    a_sidecar: Make, thread: str, knows: Know
 ) -> None:
     async with a_sidecar() as sidecar:
-        await sidecar.say(thread, "My name is Ada")
+        await knows(sidecar, thread)
         session_id = await sidecar.session_id(thread)
         own = sidecar.transcript(session_id)
         kept = own.rename(sidecar.home / "kept")
@@ -148,7 +148,9 @@ async def test_a_directory_that_cannot_be_looked_into_makes_no_transcript_a_lost
 
 
 @pytest.mark.long
-async def test_a_list_with_metadata_takes_no_longer_among_3000_project_directories(a_sidecar: Make) -> None:
+async def test_a_list_with_metadata_takes_no_longer_among_3000_project_directories(
+    a_sidecar: Make, knows: Know
+) -> None:
     async def seconds(sidecar: Sidecar) -> float:
         began = time.perf_counter()
         params = {"resource_id": "alice", "include": "metadata"}
@@ -158,7 +160,7 @@ async def test_a_list_with_metadata_takes_no_longer_among_3000_project_directori
         return took
 
     async with a_sidecar() as sidecar:
-        await sidecar.say("thread-0", "Hello")
+        await knows(sidecar, "thread-0")
         for number in range(1, 50):
             await sidecar.post("/v1/chat/fork", f"thread-{number}", from_thread_id="thread-0")
         few = statistics.median([await seconds(sidecar) for _ in range(9)])

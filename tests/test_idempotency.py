@@ -17,6 +17,8 @@ from session_sidecar.turns.turn import TurnRequest
 from session_store import ThreadKey
 from tests.faults import FaultyModel
 from tests.figures import figure, until
+from tests.modes import KEPT
+from tests.replicas import Know
 from tests.server import SECONDS, Sidecar, gone
 
 Make = Callable[..., Sidecar]
@@ -95,18 +97,18 @@ async def test_what_a_crash_left_before_the_agent_had_begun_is_not_run_under_its
 
 
 async def test_a_fork_that_was_cut_off_is_not_made_again_under_its_key(
-    a_sidecar: Make, thread: str, another_thread: str, model: FaultyModel
+    a_sidecar: Make, thread: str, another_thread: str, model: FaultyModel, knows: Know
 ) -> None:
     fields = {"from_thread_id": thread, "message": "[[hold 3]]", "idempotency_key": "k"}
     async with a_sidecar() as sidecar:
-        await sidecar.say(thread, "My name is Ada")
+        await knows(sidecar, thread)
         asking = asyncio.create_task(sidecar.post("/v1/chat/fork", another_thread, **fields))
-        await (await model.requested(2)).holding()
+        await (await model.requested()).holding()
         await sidecar.stop(signal.SIGKILL)
         await asyncio.wait([asking])
         await sidecar.restart()
         is_refused(await sidecar.post("/v1/chat/fork", another_thread, **fields), 410, "replay_gone")
-        assert len(model.requests) == 2
+        assert len(model.requests) == 1
 
 
 async def test_a_deleted_threads_key_runs_nothing_after_a_restart_and_its_names_are_not_kept_for_that(
@@ -130,7 +132,7 @@ async def test_a_deleted_threads_key_runs_nothing_after_a_restart_and_its_names_
 
 
 async def test_a_turn_that_never_reached_the_agent_leaves_its_key_free_over_a_restart_too(
-    a_sidecar: Make, thread: str, another_thread: str, model: FaultyModel
+    a_sidecar: Make, thread: str, another_thread: str, model: FaultyModel, knows: Know
 ) -> None:
     async def fork() -> httpx.Response:
         fields = {"from_thread_id": thread, "message": "Hello", "idempotency_key": "k"}
@@ -142,11 +144,11 @@ async def test_a_turn_that_never_reached_the_agent_leaves_its_key_free_over_a_re
             assert rows(sidecar) == []
         await sidecar.stop(signal.SIGKILL)
         await sidecar.restart()
-        await sidecar.say(thread, "My name is Ada")
+        await knows(sidecar, thread)
         forked = await fork()
         assert forked.json()["status"] == "completed"
         assert (await fork()).json() == forked.json()
-        assert len(model.requests) == 2
+        assert len(model.requests) == 1
 
 
 async def test_a_turn_that_was_stopped_while_it_waited_leaves_its_key_free(
@@ -208,7 +210,7 @@ async def test_a_turn_without_a_key_asks_the_keys_nothing(a_sidecar: Make, threa
         of_keys = ("take_key", "end_key", "give_back_key", "sweep_keys")
         return [await figure(sidecar, "store_statement_seconds_count", operation=one) for one in of_keys]
 
-    async with a_sidecar() as sidecar:
+    async with a_sidecar(**KEPT) as sidecar:
         await sidecar.say(thread, "One")
         assert (await sidecar.post("/v1/chat/fork", "b", from_thread_id="none", message="Hello")).status_code == 404
         assert await asked() == [0, 0, 0, 0]

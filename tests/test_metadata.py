@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from tests.faults import FaultyModel, think, tool
+from tests.replicas import Know
 from tests.server import Sidecar
 from tests.transcripts import AGENTS, get, messages, metadata, repeat, settled, texts
 
@@ -83,11 +84,10 @@ async def test_a_missing_transcript_is_told_and_is_no_error(sidecar: Sidecar, sp
 
 
 async def test_a_volume_that_is_not_mounted_is_no_missing_transcript(
-    a_sidecar: Callable[..., Sidecar], thread: str
+    a_sidecar: Callable[..., Sidecar], knows: Know, thread: str
 ) -> None:
     async with a_sidecar() as sidecar:
-        await sidecar.say(thread, "Hello")
-        await sidecar.at_rest()
+        await knows(sidecar, thread)
         claude = sidecar.home / "claude"
         claude.rename(sidecar.home / "elsewhere")
         claude.mkdir()

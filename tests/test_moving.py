@@ -3,11 +3,12 @@
 import asyncio
 import base64
 import contextlib
+import fcntl
 import json
 import os
 import shutil
 import sqlite3
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -18,17 +19,19 @@ import pytest
 from session_sidecar.replicas.archive.local import files_of
 from tests.conversations import conversation
 from tests.faults import FaultyModel, say, tool
-from tests.forked import PROGRAM
-from tests.modes import COLD
-from tests.replicas import Make, get, messages
-from tests.server import SECONDS, Sidecar
-from tests.terminal import CTRL_C, Ended, Terminal, command, environment
+from tests.forked import Forked
+from tests.modes import COLD, KEPT
+from tests.replicas import Know, Make, get, messages
+from tests.server import SECONDS, Sidecar, a_moment
+from tests.terminal import CTRL_C, Ended, Terminal, command, environment, installed
 from tests.transcripts import AGENTS
 
 AGENT = {"description": "look", "prompt": "Look around", "subagent_type": "general-purpose", "run_in_background": False}
 KEYS = f"k1:{base64.b64encode(bytes(32)).decode()}"
 SEALED = {"SIDECAR_ENCRYPTION_KEYS": KEYS}
 Files = dict[str, dict[str, bytes]]
+Run = Callable[..., Awaitable[Ended]]
+PIPE = 4096  # the least that a pipe takes: some 25 lines
 
 
 def files(home: Path) -> Files:
@@ -49,21 +52,27 @@ def stored(url: str, query: str) -> list[tuple[Any, ...]]:
 
 
 async def move(
-    way: str, home: Path, database: str, *options: str, code: int = 0, env: dict[str, str] | None = None
+    way: str,
+    home: Path,
+    database: str,
+    *options: str,
+    code: int = 0,
+    env: dict[str, str] | None = None,
+    run: Run = command,
 ) -> list[dict[str, Any]]:
     """`session-sidecar import` or `export`, in a pipe: what it says, the counts as the last."""
-    ended = await command("", way, "--home", str(home), "--database", database, *options, **(env or {}))
+    ended = await run("", way, "--home", str(home), "--database", database, *options, **(env or {}))
     assert ended.code == code, ended
     return [json.loads(line) for line in ended.out.splitlines()]
 
 
 @pytest.fixture(scope="session")
-async def _home(model_env: dict[str, str], _model: FaultyModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+async def _moving(model_env: dict[str, str], _model: FaultyModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A home with a fork, a subagent, a long tool result, a title, and a thread of somebody else."""
     _model.reset()
     place = tmp_path_factory.mktemp("moving")
     (place / "agents.toml").write_text(AGENTS)
-    env = {**model_env, **COLD, "SIDECAR_AGENTS": str(place / "agents.toml")}
+    env = {**model_env, **KEPT, "SIDECAR_AGENTS": str(place / "agents.toml")}
     async with Sidecar(place / "home", env) as sidecar:
         await sidecar.say("trip", "My name is Ada")
         _model.script(tool("Bash", {"command": "yes a line of a long result | head -c 200000"}), say("That was long."))
@@ -79,9 +88,9 @@ async def _home(model_env: dict[str, str], _model: FaultyModel, tmp_path_factory
 
 
 @pytest.fixture
-def home(_home: Path, tmp_path: Path) -> Path:
+def home(_moving: Path, tmp_path: Path) -> Path:
     """That home, whose sidecar was stopped."""
-    return shutil.copytree(_home, tmp_path / "home")
+    return shutil.copytree(_moving, tmp_path / "home")
 
 
 def many(home: Path, count: int) -> None:
@@ -109,7 +118,7 @@ async def test_a_home_goes_into_the_database_and_back_and_is_what_it_was(
     with pytest.raises(psycopg.errors.UndefinedTable):
         stored(database, "SELECT 1 FROM session_mappings")
 
-    done = await move("import", home, database, env=env)
+    done = await move("import", home, database, env=env, run=command if env else installed)
     assert done[-1] == {"threads": 3, "moved": 3, "bytes": planned[-1]["bytes"]}
     assert (await move("import", home, database, env=env))[-1] == {"threads": 3, "there": 3, "bytes": 0}
     assert {row[0] for row in stored(database, "SELECT key_id FROM session_files")} == {"k1" if env else None}
@@ -119,7 +128,7 @@ async def test_a_home_goes_into_the_database_and_back_and_is_what_it_was(
     planned = await move("export", again, database, "--dry-run", env=env)
     assert not again.exists()
     assert not list(tmp_path.glob(".*"))
-    done = await move("export", again, database, env=env)
+    done = await move("export", again, database, env=env, run=command if env else installed)
     assert (done[-1], planned[-1]["to_move"]) == ({"threads": 3, "moved": 3, "bytes": planned[-1]["bytes"]}, 3)
     assert mappings(again) == mappings(home)
     if not env:
@@ -177,28 +186,33 @@ async def test_what_is_in_the_way_is_named_and_all_else_is_moved(home: Path, dat
 
 
 @contextlib.asynccontextmanager
-async def begun(way: str, home: Path, database: str, **env: str) -> AsyncIterator[asyncio.subprocess.Process]:
-    """One that has moved some threads, and has more before it."""
-    process = await asyncio.create_subprocess_exec(
-        PROGRAM,
-        *(way, "--home", home, "--database", database),
-        env=environment("", **env),
-        stdout=asyncio.subprocess.PIPE,
-    )
-    assert process.stdout is not None
+async def begun(way: str, home: Path, database: str, **env: str) -> AsyncIterator[Forked]:
+    """One that has moved some threads, and has more before it: it waits for somebody to read what it says."""
+    out, its_out = os.pipe()
+    fcntl.fcntl(out, fcntl.F_SETPIPE_SZ, PIPE)
+    os.set_blocking(out, False)
+    arguments = (way, "--home", str(home), "--database", database)
+    process = await Forked.start(*arguments, env=environment("", **env), streams=(0, its_out, 2))
+    os.close(its_out)
+    said = b""
     async with asyncio.timeout(SECONDS):
-        for _ in range(20):
-            assert await process.stdout.readline()
+        while said.count(b"\n") < 20:
+            await a_moment()
+            with contextlib.suppress(BlockingIOError):
+                more = os.read(out, 64)
+                assert more, "it ended"
+                said += more
     yield process
     async with asyncio.timeout(SECONDS):
-        await process.communicate()
+        await process.wait()
+    os.close(out)
 
 
 @pytest.mark.parametrize("env", [{}, SEALED], ids=["plain", "sealed"])
 async def test_killed_in_the_middle_it_goes_on_where_it_was(
     home: Path, database: str, env: dict[str, str], tmp_path: Path
 ) -> None:
-    count = 150
+    count = 64  # whose lines are more than the pipe takes
     many(home, count)
     moved = 0
     for times in (1, 2):
@@ -301,11 +315,11 @@ async def test_a_home_that_is_sealed_is_read_through_its_keys(
 
 
 async def test_beside_replicas_what_is_stored_of_a_running_turn_is_copied_and_named(
-    database: str, some_replicas: Make, model: FaultyModel, tmp_path: Path, model_env: dict[str, str]
+    database: str, some_replicas: Make, knows: Know, model: FaultyModel, tmp_path: Path, model_env: dict[str, str]
 ) -> None:
     new = tmp_path / "new"
     async with some_replicas(1) as (replica,):
-        await replica.say("at rest", "My name is Ada")
+        await knows(replica, "at rest")
         await replica.say("t", "My name is Eve")
         async with replica.stream("t", "[[hold 1]]") as stream:
             await stream.until_text()

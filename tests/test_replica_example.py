@@ -107,6 +107,7 @@ async def example(database: str, tmp_path: Path) -> AsyncIterator[Example]:
         "REPLICAS_HOME": f"{tmp_path}/replicas",
         "SIDECAR_DATABASE": database,
         "SIDECAR_LEASE_SECONDS": f"{LEASE_SECONDS}",
+        "SIDECAR_SPARE_PROCESSES": "0",
     }
     process = await asyncio.create_subprocess_exec(
         EXAMPLE / "run.sh", "--model", "offline", env=person | env, stderr=asyncio.subprocess.PIPE

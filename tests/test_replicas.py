@@ -12,7 +12,8 @@ import pytest
 from tests.ai_sdk import chunks, load, post, texts, told
 from tests.faults import FaultyModel, hold
 from tests.figures import PREFIX, families, figure, until
-from tests.replicas import SECRET, Make, Replica, get, let_go, messages, until_gone, when_free
+from tests.modes import COLD, KEPT
+from tests.replicas import SECRET, Know, Make, Replica, get, let_go, messages, until_gone, when_free
 from tests.server import SECONDS, a_moment, followed
 
 THREAD = {"thread_id": "t", "resource_id": "alice"}
@@ -20,7 +21,7 @@ THREAD = {"thread_id": "t", "resource_id": "alice"}
 
 @pytest.mark.parametrize("warm", [False, True], ids=["cold", "warm"])
 async def test_a_conversation_goes_on_on_whichever_replica_it_lands(some_replicas: Make, warm: bool) -> None:
-    async with some_replicas(2, warm=warm) as replicas:
+    async with some_replicas(2, **(KEPT if warm else COLD)) as replicas:
         for number in range(1, 6):
             assert f"You have said {number} thing" in await replicas.any.say("t", f"thing {number}")
         for replica in replicas.members:
@@ -29,7 +30,7 @@ async def test_a_conversation_goes_on_on_whichever_replica_it_lands(some_replica
 
 
 async def test_a_replica_that_has_the_thread_again_keeps_its_process(some_replicas: Make) -> None:
-    async with some_replicas(2, warm=True) as replicas:
+    async with some_replicas(2, **KEPT) as replicas:
         for message in ("one", "two"):
             await replicas[0].say("t", message)
         await let_go(replicas[1], "t")
@@ -47,7 +48,7 @@ async def test_a_turn_asks_the_session_map_three_times(some_replicas: Make) -> N
         (statements,) = (one for one in await families(replica) if one.name == f"{PREFIX}store_statement_seconds")
         return {one.labels["operation"]: one.value for one in statements.samples if one.name.endswith("_count")}
 
-    async with some_replicas(1, warm=True, SIDECAR_LEASE_SECONDS="60") as (replica,):
+    async with some_replicas(1, **KEPT, SIDECAR_LEASE_SECONDS="60") as (replica,):
         await replica.say("t", "hello")
         seen = []
         for number in range(2, 5):  # what is stored beside the turns, every other second, has statements of its own
@@ -62,7 +63,7 @@ async def test_a_turn_asks_the_session_map_three_times(some_replicas: Make) -> N
 
 
 async def test_the_end_of_a_turn_says_that_it_is_stored(some_replicas: Make) -> None:
-    async with some_replicas(1) as replicas:
+    async with some_replicas(1, **KEPT) as replicas:
         async with replicas[0].stream("t", "hello") as stream:
             end = (await stream.rest())[-1].data
         assert (await replicas[0].chat("t", "again")).json()["stored"] is True
@@ -161,15 +162,15 @@ async def test_a_message_can_take_over_from_a_turn_on_another_replica(some_repli
         assert (await stream.rest())[-1].data["status"] == "interrupted"
 
 
-async def test_a_thread_is_forked_on_any_replica_with_and_without_a_message(some_replicas: Make) -> None:
+async def test_a_thread_is_forked_on_any_replica_with_and_without_a_message(some_replicas: Make, knows: Know) -> None:
     async with some_replicas(2) as (one, other):
-        await one.say("t", "I am Ada")
+        await knows(one, "t")
         fork = {"resource_id": "alice", "from_thread_id": "t"}
         made = await other.http.post("/v1/chat/fork", json={**fork, "thread_id": "copy"})
         assert made.status_code == 201
-        assert "First: I am Ada" in await one.say("copy", "who?")
+        assert "First: My name is Ada" in await one.say("copy", "who?")
         said = await other.post("/v1/chat/fork", "branch", from_thread_id="t", message="and I?")
-        assert "First: I am Ada" in said.json()["text"]
+        assert "First: My name is Ada" in said.json()["text"]
         taken = await one.http.post("/v1/chat/fork", json={**fork, "thread_id": "branch"})
         assert (taken.status_code, taken.json()["code"]) == (409, "thread_exists")
         assert "You have said 2 things" in await one.say("t", "still me")
@@ -189,9 +190,9 @@ async def test_a_fork_of_a_turn_that_runs_elsewhere_has_what_came_before_it(
             await stream.rest()
 
 
-async def test_titles_and_lists_are_the_same_everywhere(some_replicas: Make) -> None:
+async def test_titles_and_lists_are_the_same_everywhere(some_replicas: Make, knows: Know) -> None:
     async with some_replicas(2) as (one, other):
-        await one.say("t", "I am Ada")
+        await knows(one, "t")
         titled = await other.http.patch("/v1/session", json={**THREAD, "title": "About Ada", "tag": "people"})
         assert titled.status_code == 200
         for replica in (one, other):
@@ -200,7 +201,7 @@ async def test_titles_and_lists_are_the_same_everywhere(some_replicas: Make) -> 
             listed = await replica.http.get("/v1/sessions", params={"resource_id": "alice", "include": "metadata"})
             (session,) = listed.json()["data"]
             assert session["metadata"]["title"] == "About Ada"
-            assert session["metadata"]["first_prompt"] == "I am Ada"
+            assert session["metadata"]["first_prompt"] == "My name is Ada"
 
 
 async def test_a_deletion_stops_the_turn_wherever_it_runs_and_leaves_nothing(some_replicas: Make) -> None:
@@ -214,10 +215,10 @@ async def test_a_deletion_stops_the_turn_wherever_it_runs_and_leaves_nothing(som
         assert (await get(one, "/v1/session", "t")).status_code == 404
 
 
-async def test_a_resource_is_erased_wherever_its_turns_run(some_replicas: Make) -> None:
+async def test_a_resource_is_erased_wherever_its_turns_run(some_replicas: Make, knows: Know) -> None:
     async with some_replicas(2) as (one, other), one.stream("t", "[[hold 1]]") as stream:
         await stream.until_text()
-        await other.say("u", "hello")
+        await knows(other, "u")
         query = {"resource_id": "alice", "transcript": "delete"}
         busy = await other.http.delete("/v1/sessions", params=query)
         assert (busy.status_code, busy.json()["code"]) == (409, "thread_busy")
@@ -228,9 +229,9 @@ async def test_a_resource_is_erased_wherever_its_turns_run(some_replicas: Make) 
             assert (await replica.http.get("/v1/sessions", params={"resource_id": "alice"})).json()["data"] == []
 
 
-async def test_what_one_replica_deletes_is_soon_on_no_disk_of_the_others(some_replicas: Make) -> None:
+async def test_what_one_replica_deletes_is_soon_on_no_disk_of_the_others(some_replicas: Make, knows: Know) -> None:
     async with some_replicas(2) as (one, other):
-        await one.say("t", "I am Ada")
+        await knows(one, "t")
         session_id = await one.session_id("t")
         await messages(other, "t")
         copy = other.transcript(session_id)
@@ -242,14 +243,14 @@ async def test_what_one_replica_deletes_is_soon_on_no_disk_of_the_others(some_re
         await until_gone(one, session_id)
 
 
-async def test_what_a_deletion_has_kept_is_adopted_by_any_replica(some_replicas: Make) -> None:
+async def test_what_a_deletion_has_kept_is_adopted_by_any_replica(some_replicas: Make, knows: Know) -> None:
     async with some_replicas(2) as (one, other):
-        await one.say("t", "I am Ada")
+        await knows(one, "t")
         session_id = await one.session_id("t")
         assert (await one.http.delete("/v1/session", params=THREAD)).status_code == 204
         adopted = await other.http.put("/v1/session", json={**THREAD, "thread_id": "u", "sdk_session_id": session_id})
         assert adopted.status_code == 201, adopted.text
-        assert "First: I am Ada" in await one.say("u", "who?")
+        assert "First: My name is Ada" in await one.say("u", "who?")
 
 
 async def test_of_many_first_messages_at_once_on_all_replicas_one_runs(some_replicas: Make, model: FaultyModel) -> None:
@@ -280,9 +281,11 @@ async def test_a_reader_who_leaves_another_replica_stops_a_turn_that_is_to_be_ca
 # A replica that is gone
 
 
-async def test_the_thread_of_a_replica_that_was_killed_is_free_soon_and_has_what_was_said(some_replicas: Make) -> None:
+async def test_the_thread_of_a_replica_that_was_killed_is_free_soon_and_has_what_was_said(
+    some_replicas: Make, knows: Know
+) -> None:
     async with some_replicas(2) as (one, other):
-        await one.say("t", "I am Ada")
+        await knows(one, "t")
         async with one.stream("t", "[[hold 1]] killed") as stream:
             await stream.until_text()
             await one.kill()
@@ -292,7 +295,7 @@ async def test_the_thread_of_a_replica_that_was_killed_is_free_soon_and_has_what
         assert "replica" in answer.json()["title"]
         assert str(one.http.base_url) not in answer.text
         said = await when_free(other, "t", "who am I?")
-        assert "First: I am Ada" in said
+        assert "First: My name is Ada" in said
 
 
 async def test_what_was_said_elsewhere_is_not_written_over_while_a_thread_is_had_again(
@@ -301,7 +304,7 @@ async def test_what_was_said_elsewhere_is_not_written_over_while_a_thread_is_had
     def statements(kind: str) -> Coroutine[None, None, float]:
         return figure(one, "store_statement_seconds_count", operation=kind)
 
-    async with some_replicas(2, warm=True, SIDECAR_SPARE_PROCESSES="0") as (one, other):
+    async with some_replicas(2, **KEPT) as (one, other):
         await one.say("t", "I am Ada")
         (process,) = one.cli_processes()
         await let_go(other, "t")
@@ -331,27 +334,27 @@ async def test_what_was_said_elsewhere_is_not_written_over_while_a_thread_is_had
         ]  # fmt: skip
 
 
-async def test_a_replica_that_was_killed_goes_on_at_once_when_it_is_back(some_replicas: Make) -> None:
+async def test_a_replica_that_was_killed_goes_on_at_once_when_it_is_back(some_replicas: Make, knows: Know) -> None:
     async with some_replicas(2) as (one, other):
-        await one.say("t", "I am Ada")
+        await knows(one, "t")
         async with one.stream("t", "[[hold 1]] killed") as stream:
             await stream.until_text()
             await one.kill()
         await one.restart()
-        assert "First: I am Ada" in await one.say("t", "who?")
-        assert "First: I am Ada" in await other.say("t", "and now?")
+        assert "First: My name is Ada" in await one.say("t", "who?")
+        assert "First: My name is Ada" in await other.say("t", "and now?")
 
 
 async def test_a_replica_that_stood_still_loses_its_thread_and_what_it_says_is_refused(
-    some_replicas: Make, model: FaultyModel
+    some_replicas: Make, knows: Know, model: FaultyModel
 ) -> None:
     async with some_replicas(2) as (one, other):
-        await one.say("t", "I am Ada")
+        await knows(one, "t")
         async with one.stream("t", "[[hold 1]] frozen") as stream:
             await stream.until_text()
             with one.frozen():
                 said = await when_free(other, "t", "who am I?")
-                assert "First: I am Ada" in said
+                assert "First: My name is Ada" in said
             model.release()
             end = (await stream.rest())[-1].data
         assert end["status"] == "failed"
@@ -443,7 +446,7 @@ async def test_replicas_hear_each_other_only_while_somebody_reads(some_replicas:
     def heard(replica: Replica) -> list[Any]:
         return [line for line in replica.logged("request") if line["path"] == "/v1/events"]
 
-    async with some_replicas(2) as (one, other):
+    async with some_replicas(2, **KEPT) as (one, other):
         async with followed(one) as stream:
             await stream.until("reset")
             await stream.until("reset")

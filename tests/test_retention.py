@@ -17,6 +17,7 @@ from session_sidecar.sessions.retention import Terms
 from session_sidecar.settings import Settings
 from session_store import ThreadKey
 from tests.faults import FaultyModel
+from tests.replicas import Know
 from tests.server import Sidecar
 
 pytestmark = pytest.mark.long  # `make test-all`
@@ -41,19 +42,21 @@ async def threads(sidecar: Sidecar) -> set[str]:
     return {row["thread_id"] for row in (await sidecar.http.get("/v1/sessions")).json()["data"]}
 
 
-async def test_by_default_nothing_goes_however_old(a_sidecar: Make) -> None:
+async def test_by_default_nothing_goes_however_old(a_sidecar: Make, knows: Know) -> None:
     async with a_sidecar() as sidecar:
-        await sidecar.say("old", "Hello")
+        await knows(sidecar, "old")
         await aged(sidecar, old=10_000)
         await sidecar.restart()
-        assert "First: Hello" in await sidecar.say("old", "And?")
+        assert "First: My name is Ada" in await sidecar.say("old", "And?")
         assert not sidecar.logged("retention")
 
 
-async def test_mappings_that_were_idle_for_too_long_go_at_start_and_their_transcripts_stay(a_sidecar: Make) -> None:
+async def test_mappings_that_were_idle_for_too_long_go_at_start_and_their_transcripts_stay(
+    a_sidecar: Make, knows: Know
+) -> None:
     async with a_sidecar(SIDECAR_RETENTION_DAYS="1.5") as sidecar:
         for name in ("old", "young", "used"):
-            await sidecar.say(name, "Hello")
+            await knows(sidecar, name)
         session_id = await sidecar.session_id("old")
         await aged(sidecar, old=1.6, young=1.4, used=9)
         with (
@@ -72,9 +75,9 @@ async def test_mappings_that_were_idle_for_too_long_go_at_start_and_their_transc
         assert sidecar.transcript(session_id).exists()
 
 
-async def test_transcripts_go_too_if_the_operator_says_so(a_sidecar: Make) -> None:
+async def test_transcripts_go_too_if_the_operator_says_so(a_sidecar: Make, knows: Know) -> None:
     async with a_sidecar(SIDECAR_RETENTION_DAYS="30", SIDECAR_RETENTION_TRANSCRIPTS="delete") as sidecar:
-        await sidecar.say("t", "Hello")
+        await knows(sidecar, "t")
         for n in range(110):  # more than a batch
             await sidecar.post("/v1/chat/fork", f"t{n}", from_thread_id="t")
         await aged(sidecar, **{f"t{n}": 31 for n in range(110)})
@@ -90,11 +93,13 @@ async def tag(sidecar: Sidecar, thread: str, name: str) -> None:
     assert (await sidecar.http.patch("/v1/session", json=body)).status_code == 200
 
 
-async def test_threads_of_a_tag_have_days_of_their_own_and_where_it_cannot_be_told_they_stay(a_sidecar: Make) -> None:
+async def test_threads_of_a_tag_have_days_of_their_own_and_where_it_cannot_be_told_they_stay(
+    a_sidecar: Make, knows: Know
+) -> None:
     tags = {"saved": "checkpoint", "saved-long-ago": "checkpoint", "pinned": "pinned", "lost": "pinned", "mine": "mine"}
     days = {"plain": 31, "saved": 31, "saved-long-ago": 91, "pinned": 400, "lost": 31, "twice": 400, "mine": 31}
     async with a_sidecar(SIDECAR_RETENTION_TAGS="checkpoint:90,pinned:never") as sidecar:
-        await sidecar.say("t", "Hello")
+        await knows(sidecar, "t")
         files = {}
         for thread in days:
             await sidecar.post("/v1/chat/fork", thread, from_thread_id="t")
@@ -120,11 +125,13 @@ async def test_threads_of_a_tag_have_days_of_their_own_and_where_it_cannot_be_to
         assert await threads(sidecar) == {"t", "saved", "pinned", "twice"}
 
 
-async def test_of_sealed_transcripts_the_tags_count_too_and_without_the_key_nothing_goes(a_sidecar: Make) -> None:
+async def test_of_sealed_transcripts_the_tags_count_too_and_without_the_key_nothing_goes(
+    a_sidecar: Make, knows: Know
+) -> None:
     right, wrong = (f"{name}:{base64.b64encode(bytes([n]) * 32).decode()}" for n, name in enumerate(("k1", "k2")))
     async with a_sidecar(SIDECAR_ENCRYPTION_KEYS=right, SIDECAR_RETENTION_TAGS="pinned:never") as sidecar:
         for thread in ("pinned", "plain"):
-            await sidecar.say(thread, "Hello")
+            await knows(sidecar, thread)
         await tag(sidecar, "pinned", "pinned")
         await aged(sidecar, pinned=31, plain=31)
         sidecar.env |= {"SIDECAR_RETENTION_DAYS": "30", "SIDECAR_ENCRYPTION_KEYS": wrong}
@@ -168,11 +175,11 @@ async def test_a_wrong_setting_is_refused_at_start(a_sidecar: Make) -> None:
 
 
 async def test_a_sweep_keeps_no_one_from_stopping_and_leaves_a_running_thread(
-    a_sidecar: Make, model: FaultyModel
+    a_sidecar: Make, model: FaultyModel, knows: Know
 ) -> None:
     """With a retention of no time at all: everything is too old but what a turn is on."""
     async with a_sidecar() as sidecar:
-        await sidecar.say("idle", "Hello")
+        await knows(sidecar, "idle")
         await sidecar.stop(signal.SIGTERM)
         sidecar.env["SIDECAR_RETENTION_DAYS"] = "1e-9"
         sidecar.log.clear()

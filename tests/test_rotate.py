@@ -5,6 +5,7 @@ import base64
 import json
 import shutil
 import sqlite3
+from collections.abc import Awaitable, Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,9 @@ import psycopg
 
 from tests.conversations import conversation
 from tests.modes import COLD
-from tests.replicas import Make, get, messages
+from tests.replicas import Know, Make, get, messages
 from tests.server import Sidecar
-from tests.terminal import CTRL_C, Ended, Terminal, command
+from tests.terminal import CTRL_C, Ended, Terminal, command, installed
 
 ONE, TWO = (f"{name}:{base64.b64encode(bytes([number]) * 32).decode()}" for number, name in enumerate(("k1", "k2")))
 HAS_ONE, HAS_TWO, HAS_BOTH = ({"SIDECAR_ENCRYPTION_KEYS": keys} for keys in (ONE, TWO, f"{TWO},{ONE}"))
@@ -40,9 +41,11 @@ def transcripts(home: Path) -> list[Path]:
     return sorted(home.glob("claude/projects/*/*.jsonl"))
 
 
-async def rotate(home: Path, *options: str, code: int = 0, env: dict[str, str]) -> dict[str, Any]:
+async def rotate(
+    home: Path, *options: str, code: int = 0, env: dict[str, str], run: Callable[..., Awaitable[Ended]] = command
+) -> dict[str, Any]:
     """`session-sidecar rotate` in a pipe; what it says at last."""
-    ended = await command("", "rotate", "--home", str(home), *options, **env)
+    ended = await run("", "rotate", "--home", str(home), *options, **env)
     assert ended.code == code, ended
     said: dict[str, Any] = json.loads(ended.out.splitlines()[-1])
     return said
@@ -56,7 +59,7 @@ def refused(ended: Ended, code: int, why: str) -> None:
 async def test_a_home_whose_keys_were_just_set_is_sealed_and_goes_on(home: Path, model_env: dict[str, str]) -> None:
     texts = [path.read_bytes() for path in transcripts(home)]
     (transcripts(home)[0].with_suffix("") / "subagents").mkdir(parents=True)
-    assert (await rotate(home, env=HAS_ONE))["taken_in"] == 2
+    assert (await rotate(home, env=HAS_ONE, run=installed))["taken_in"] == 2
     assert transcripts(home) == []
     assert sealed_with(home) == {"k1"}
     assert not any(text[:40] in (home / "transcripts.db").read_bytes() for text in texts)
@@ -124,11 +127,11 @@ async def test_a_transcript_that_no_thread_has_is_not_sealed_and_that_is_said(ho
 
 
 async def test_replicas_go_on_while_what_they_share_is_sealed_anew(
-    database: str, some_replicas: Make, tmp_path: Path
+    database: str, some_replicas: Make, tmp_path: Path, knows: Know
 ) -> None:
     async with some_replicas(1) as (replica,):
         for number in range(3):
-            await replica.say(f"t{number}", "My name is Ada")
+            await knows(replica, f"t{number}")
     async with some_replicas(2, **HAS_BOTH) as (one, other):
         assert "First: My name is Ada" in await one.say("t0", "One")
         said = await rotate(tmp_path, "--database", database, env=HAS_BOTH)
@@ -204,11 +207,11 @@ async def test_a_key_is_forgotten_only_on_demand_and_when_its_resource_has_no_th
 
 
 async def test_a_thread_that_begins_while_a_key_is_forgotten_gets_one_of_its_own(
-    database: str, some_replicas: Make, tmp_path: Path
+    database: str, some_replicas: Make, tmp_path: Path, knows: Know
 ) -> None:
     there = ("--database", database, "--yes")
     async with some_replicas(1, **HAS_ONE) as (replica,):
-        await replica.say("t", "My name is Ada")
+        await knows(replica, "t")
         refused(await forget(tmp_path, *there), 1, "has threads")
         for now, then in (("t", "t1"), ("t1", "t2")):
             query = {"thread_id": now, "resource_id": "alice"}

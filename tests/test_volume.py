@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from tests.faults import FaultyModel
+from tests.replicas import Know
 from tests.server import SECONDS, Sidecar, a_moment, gone
 from tests.transcripts import get, messages, metadata, texts
 from tests.volume import mounted
@@ -33,13 +34,12 @@ async def patch(sidecar: Sidecar, thread: str, **fields: str | None) -> httpx.Re
 
 @pytest.mark.parametrize("room", [0, 50, 200])
 async def test_on_a_full_volume_a_title_is_refused_and_no_part_of_it_is_kept(
-    a_sidecar: Make, thread: str, tmp_path: Path, room: int
+    a_sidecar: Make, thread: str, tmp_path: Path, room: int, knows: Know
 ) -> None:
     """With room for nothing, for half a line, and for the tag but not for the title."""
     with mounted(claude(tmp_path)) as volume:
         async with a_sidecar() as sidecar:
-            await sidecar.say(thread, "My name is Ada")
-            await sidecar.at_rest()  # the CLI has written its last line
+            await knows(sidecar, thread)
             assert (await patch(sidecar, thread, title="Before", tag="before")).status_code == 200
             file = sidecar.transcript(await sidecar.session_id(thread))
             filler = b'{"type":"filler","is":""}\n'
@@ -61,12 +61,11 @@ async def test_on_a_full_volume_a_title_is_refused_and_no_part_of_it_is_kept(
 
 
 async def test_on_a_full_volume_a_fork_is_refused_and_leaves_neither_a_file_nor_a_mapping(
-    a_sidecar: Make, thread: str, tmp_path: Path
+    a_sidecar: Make, thread: str, tmp_path: Path, knows: Know
 ) -> None:
     with mounted(claude(tmp_path)) as volume:
         async with a_sidecar() as sidecar:
-            await sidecar.say(thread, "My name is Ada")
-            await sidecar.at_rest()  # the CLI has written its last line
+            await knows(sidecar, thread)
             before = kept(tmp_path)
             volume.fill()
             refused = await sidecar.post("/v1/chat/fork", f"{thread}-fork", from_thread_id=thread)
@@ -80,12 +79,11 @@ async def test_on_a_full_volume_a_fork_is_refused_and_leaves_neither_a_file_nor_
 
 
 async def test_on_a_read_only_volume_nothing_is_changed_and_all_can_be_read(
-    a_sidecar: Make, thread: str, tmp_path: Path
+    a_sidecar: Make, thread: str, tmp_path: Path, knows: Know
 ) -> None:
     with mounted(claude(tmp_path)) as volume:
         async with a_sidecar() as sidecar:
-            await sidecar.say(thread, "My name is Ada")
-            await sidecar.at_rest()  # the CLI has written its last line
+            await knows(sidecar, thread)
             before = kept(tmp_path)
             key = {"thread_id": thread, "resource_id": "alice"}
             volume.remount("ro")
@@ -107,12 +105,11 @@ async def test_on_a_read_only_volume_nothing_is_changed_and_all_can_be_read(
 
 
 async def test_a_fork_that_the_session_map_has_no_room_for_leaves_no_copy(
-    a_sidecar: Make, thread: str, tmp_path: Path
+    a_sidecar: Make, thread: str, tmp_path: Path, knows: Know
 ) -> None:
     with mounted(tmp_path / "home") as full, mounted(claude(tmp_path)):
         async with a_sidecar() as sidecar:
-            await sidecar.say(thread, "My name is Ada")
-            await sidecar.at_rest()  # the CLI has written its last line
+            await knows(sidecar, thread)
             before = kept(tmp_path)
             full.fill()
             refused = await sidecar.post("/v1/chat/fork", f"{thread}-fork", from_thread_id=thread)
