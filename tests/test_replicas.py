@@ -176,16 +176,24 @@ async def test_a_thread_is_forked_on_any_replica_with_and_without_a_message(some
         assert "You have said 2 things" in await one.say("t", "still me")
 
 
+@pytest.mark.parametrize("how", ["said", "adopted", "copied"])
 async def test_a_fork_of_a_turn_that_runs_elsewhere_has_what_came_before_it(
-    some_replicas: Make, model: FaultyModel
+    some_replicas: Make, model: FaultyModel, knows: Know, how: str
 ) -> None:
+    fork = {"resource_id": "alice", "from_thread_id": "t", "thread_id": "copy"}
     async with some_replicas(2) as (one, other):
-        await one.say("t", "I am Ada")
+        if how == "said":
+            await one.say("t", "My name is Ada")
+        elif how == "adopted":
+            await knows(one, "t")
+        else:
+            await knows(one, "first")
+            made = await one.http.post("/v1/chat/fork", json=fork | {"from_thread_id": "first", "thread_id": "t"})
+            assert made.status_code == 201
         async with one.stream("t", "[[hold 1]] a secret") as stream:
             await stream.until_text()
-            fork = {"resource_id": "alice", "from_thread_id": "t", "thread_id": "copy"}
             assert (await other.http.post("/v1/chat/fork", json=fork)).status_code == 201
-            assert [text for role, text in await messages(other, "copy") if role == "user"] == ["I am Ada"]
+            assert [text for role, text in await messages(other, "copy") if role == "user"] == ["My name is Ada"]
             model.release()
             await stream.rest()
 

@@ -109,6 +109,10 @@ class Fleet:
             raise lost()
         return saving.done() and saving.result() == "stored"
 
+    def settle(self, key: ThreadKey, session_id: str, settled: Revision) -> None:
+        """See Tenancy."""
+        self.outbox.ended(key, session_id, settled)
+
     async def look(self, mapping: SessionMapping) -> Revision | None:
         """See Tenancy."""
         key = mapping.key

@@ -73,6 +73,13 @@ class Tenancy(Protocol):
         """
         ...
 
+    def settle(self, key: ThreadKey, session_id: str, settled: Revision) -> None:
+        """Note that a transcript which no turn of the thread has written is of completed turns up to here.
+
+        It is stored when the thread is left.
+        """
+        ...
+
     async def look(self, mapping: SessionMapping) -> Revision | None:
         """Have a transcript here as far as it is stored, to read it; where its last turn ended, if that is known.
 
@@ -125,6 +132,9 @@ class Alone:
     async def save(self, key: ThreadKey, session_id: str, settled: Revision | None) -> bool | None:
         """See Tenancy."""
         return None
+
+    def settle(self, key: ThreadKey, session_id: str, settled: Revision) -> None:
+        """See Tenancy."""
 
     async def look(self, mapping: SessionMapping) -> Revision | None:
         """See Tenancy."""

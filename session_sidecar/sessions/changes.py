@@ -158,7 +158,8 @@ class Changes:
             if mapping is not None:
                 raise ThreadExists("This thread has another session. Choose another `thread_id`, or delete this one.")
             await self._tenancy.bring(key, session_id)
-            if await self._transcripts.info(session_id) is None:
+            info = await self._transcripts.info(session_id)
+            if info is None:
                 raise TranscriptMissing(
                     "There is no transcript of this session that could be resumed. "
                     f"Put its .jsonl into {self._claude_config}/projects/, in the directory it comes from."
@@ -172,6 +173,7 @@ class Changes:
                 await self._map.remove(key, expected=session_id)
                 afterwards.callback(self._feed.tell, "deleted", key)  # a list may have shown it
                 raise SessionBusy("A CLI has this session open, and would lose its turns. Close it, then try again.")
+            self._tenancy.settle(key, session_id, info.revision)
             afterwards.callback(self._feed.came_to_be, added)
             return Session(added, running=False), True
 

@@ -187,12 +187,15 @@ class Turns:
             session_id = make_id()
             await self._transcripts.fork(parent.sdk_session_id, point, session_id)
             try:
+                copy = await self._transcripts.info(session_id)
                 made = await self._map.add(
                     key, session_id, parent_thread_id=parent_key.thread_id, parent_message_id=point
                 )
             except Exception:
                 await self._transcripts.delete(session_id)
                 raise
+            if copy is not None:
+                self._tenancy.settle(key, session_id, copy.revision)
             afterwards.callback(self._feed.came_to_be, made)
             return made
 
