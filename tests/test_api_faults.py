@@ -1,9 +1,12 @@
 """Whatever the model's API does, the turn ends with one terminal event, and the thread is free and sound after it."""
 
+import asyncio
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+from tests.copies import NO_SPARE, become_known
 from tests.faults import Behaviour, FaultyModel, big, burst, cut, fail, silent
 from tests.modes import in_both_modes
 from tests.server import Sidecar, Stream
@@ -29,18 +32,17 @@ async def is_sound(sidecar: Sidecar, thread: str) -> None:
 
 @pytest.mark.parametrize("status", [400, 401, 413, 429, 500, 529])
 async def test_an_api_error_is_reported_with_its_status(
-    sidecar: Sidecar, thread: str, model: FaultyModel, status: int
+    sidecar: Sidecar, known: str, model: FaultyModel, status: int
 ) -> None:
-    await sidecar.say(thread, "My name is Ada")
     model.default = fail(status)
-    async with sidecar.stream(thread, "Hello") as stream:
+    async with sidecar.stream(known, "Hello") as stream:
         end = await ended(stream)
     assert end["status"] == "failed"
     error = end["error"]
     assert isinstance(error, dict)
     assert (error["code"], error["status"], error["api_status"]) == ("api_error", 502, status)
     model.reset()
-    await is_sound(sidecar, thread)
+    await is_sound(sidecar, known)
 
 
 async def test_an_api_error_is_a_real_status_where_there_is_no_stream(
@@ -65,9 +67,11 @@ async def test_an_error_that_passes_is_no_error(sidecar: Sidecar, thread: str, m
     assert await sidecar.say(thread, "Hello") == "You have said 1 thing: Hello"
 
 
-async def test_an_api_that_refuses_connections_is_reported(a_sidecar: Make, thread: str, model: FaultyModel) -> None:
-    async with a_sidecar() as sidecar:
-        await sidecar.say(thread, "My name is Ada")
+async def test_an_api_that_refuses_connections_is_reported(
+    a_sidecar: Make, home: Path, thread: str, model: FaultyModel, mode: str
+) -> None:
+    async with a_sidecar(**NO_SPARE) as sidecar:
+        thread = await become_known(sidecar, thread, mode)
         await model.hang_up()
         try:
             response = await sidecar.chat(thread, "Hello")
@@ -83,22 +87,21 @@ async def test_a_stream_that_the_api_cuts_is_begun_again(sidecar: Sidecar, threa
 
 
 async def test_a_stream_that_the_api_always_cuts_is_had_in_one_piece(
-    sidecar: Sidecar, thread: str, model: FaultyModel
+    sidecar: Sidecar, known: str, model: FaultyModel
 ) -> None:
-    await sidecar.say(thread, "My name is Ada")
     model.default = cut(3)  # of streams: the CLI then asks for the answer without one
-    async with sidecar.stream(thread, "Hello") as stream:
+    async with sidecar.stream(known, "Hello") as stream:
         assert (await ended(stream))["status"] == "completed"
     model.reset()
-    await is_sound(sidecar, thread)
+    await is_sound(sidecar, known)
 
 
 @pytest.mark.parametrize("behaviour", [silent(), Behaviour(hold_after=3)], ids=["from the start", "in mid-answer"])
 async def test_an_api_that_falls_silent_ends_the_turn_at_its_idle_deadline(
-    a_sidecar: Make, thread: str, model: FaultyModel, behaviour: Behaviour
+    a_sidecar: Make, home: Path, thread: str, model: FaultyModel, behaviour: Behaviour, mode: str
 ) -> None:
-    async with a_sidecar(SIDECAR_TURN_IDLE_SECONDS="4") as sidecar:
-        await sidecar.say(thread, "My name is Ada")
+    async with a_sidecar(**NO_SPARE, SIDECAR_TURN_IDLE_SECONDS="4") as sidecar:
+        thread = await become_known(sidecar, thread, mode)
         model.script(behaviour)
         async with sidecar.stream(thread, "Hello") as stream:
             end = await ended(stream)
@@ -113,15 +116,17 @@ async def test_an_api_that_falls_silent_ends_the_turn_at_its_idle_deadline(
 async def test_a_turn_that_never_falls_silent_ends_at_its_total_deadline(
     a_sidecar: Make, thread: str, model: FaultyModel
 ) -> None:
-    async with a_sidecar(SIDECAR_TURN_SECONDS="4") as sidecar:
+    async with a_sidecar(**NO_SPARE, SIDECAR_TURN_SECONDS="4") as sidecar:
         async with sidecar.stream(thread, "[[slow 1000 0.02]]") as stream:
+            await stream.until_text("word word")
+            beside = asyncio.create_task(sidecar.chat(f"{thread}-json", "[[slow 1000 0.02]]"))
             end = await ended(stream)
         assert isinstance(end["error"], dict)
         assert (end["status"], end["error"]["code"]) == ("failed", "turn_timeout")
         assert stream.text.startswith("word word")
         kept = (await sidecar.history(thread))[1]
         assert kept[1].startswith("word word")
-        response = await sidecar.chat(f"{thread}-json", "[[slow 1000 0.02]]")
+        response = await beside
         assert (response.status_code, response.json()["code"]) == (504, "turn_timeout")
 
 
@@ -140,12 +145,17 @@ async def test_a_delta_of_more_than_a_megabyte_arrives(sidecar: Sidecar, thread:
 
 
 async def test_a_line_longer_than_the_agent_allows_ends_the_turn(
-    a_sidecar: Make, thread: str, model: FaultyModel, tmp_path_factory: pytest.TempPathFactory
+    a_sidecar: Make,
+    home: Path,
+    thread: str,
+    model: FaultyModel,
+    mode: str,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     agents = tmp_path_factory.mktemp("agents") / "agents.toml"
     agents.write_text("[default]\nmax_buffer_size = 1000000\n")
-    async with a_sidecar("--agents", str(agents)) as sidecar:
-        await sidecar.say(thread, "My name is Ada")
+    async with a_sidecar("--agents", str(agents), **NO_SPARE) as sidecar:
+        thread = await become_known(sidecar, thread, mode)
         model.script(big(1_200_000))
         async with sidecar.stream(thread, "Hello") as stream:
             end = await ended(stream)

@@ -151,7 +151,7 @@ async def test_a_process_is_not_closed_under_its_work_and_is_afterwards(
     working: Sidecar, thread: str, another_thread: str, model: FaultyModel, task: Task
 ) -> None:
     process = int(await leave_behind(working, model, thread, task))
-    for number in range(5):  # more than are kept
+    for number in range(int(working.env["SIDECAR_WARM_SESSIONS"]) + 1):  # more than are kept
         await working.say(f"{another_thread}-{number}", "Hello")
         await working.until_logged("turn", thread_id=f"{another_thread}-{number}")
     assert process in working.cli_processes()
@@ -177,7 +177,8 @@ async def test_work_that_nobody_hears_of_for_too_long_is_ended(
 ) -> None:
     (tmp_path / "agents.toml").write_text(AGENTS)
     options = ("--agents", str(tmp_path / "agents.toml"))
-    async with a_sidecar(*options, SIDECAR_TURN_SECONDS="10", IS_SANDBOX="1") as sidecar:
+    settings = {"SIDECAR_TURN_SECONDS": "10", "SIDECAR_SPARE_PROCESSES": "0", "IS_SANDBOX": "1"}
+    async with a_sidecar(*options, **settings) as sidecar:
         process = int(await leave_behind(sidecar, model, thread, task))
         assert await gone([process], SECONDS)
         assert await sidecar.say(thread, "Hello")

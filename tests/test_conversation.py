@@ -3,6 +3,7 @@
 import json
 import signal
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -27,16 +28,15 @@ async def test_a_restart_forgets_nothing(a_sidecar: Callable[..., Sidecar], thre
 
 
 async def test_kill_9_in_mid_answer_forgets_nothing_that_was_completed(
-    a_sidecar: Callable[..., Sidecar], thread: str
+    a_sidecar: Callable[..., Sidecar], home: Path
 ) -> None:
     async with a_sidecar() as sidecar:
-        await sidecar.say(thread, "My name is Ada")
-        async with sidecar.stream(thread, "Go on [[hold 3]]") as stream:
+        async with sidecar.stream("t1", "Go on [[hold 3]]") as stream:
             await stream.until_text()
             await sidecar.stop(signal.SIGKILL)
         await sidecar.restart()
-        assert "First: My name is Ada" in await sidecar.say(thread, "Who am I?")
-        await sidecar.history(thread)
+        assert "First: My name is Ada" in await sidecar.say("t1", "Who am I?")
+        await sidecar.history("t1")
 
 
 async def test_a_stream_says_its_session_first_then_the_sdks_messages_then_how_it_ended(
@@ -213,8 +213,10 @@ async def test_a_missing_transcript_restarts_the_thread_and_says_so(sidecar: Sid
     assert stream.text == "You have said 1 thing: Who am I?"
 
 
-async def test_a_missing_transcript_can_be_an_error_that_changes_nothing(sidecar: Sidecar, thread: str) -> None:
-    await sidecar.say(thread, "My name is Ada")
+async def test_a_missing_transcript_can_be_an_error_that_changes_nothing(
+    sidecar: Sidecar, thread: str, original: str
+) -> None:
+    assert (await sidecar.post("/v1/chat/fork", thread, from_thread_id=original)).status_code == 201
     before = (await sidecar.session(thread)).json()
     sidecar.transcript(before["sdk_session_id"]).unlink()
     response = await sidecar.chat(thread, "Who am I?", if_missing="fail")
@@ -238,26 +240,25 @@ async def test_an_agent_is_what_the_operator_says_it_is(
 
 
 async def test_a_conversation_that_the_sdk_resets_is_followed_at_once(
-    a_sidecar: Callable[..., Sidecar], thread: str, tmp_path_factory: pytest.TempPathFactory
+    a_sidecar: Callable[..., Sidecar], home: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     agents = tmp_path_factory.mktemp("agents") / "agents.toml"
     agents.write_text("[default]\nverbatim_prompts = false\n")
     async with a_sidecar("--agents", str(agents)) as sidecar:
-        await sidecar.say(thread, "My name is Ada")
-        before = await sidecar.session_id(thread)
-        async with sidecar.stream(thread, "/clear") as stream:
+        before = await sidecar.session_id("t1")
+        async with sidecar.stream("t1", "/clear") as stream:
             events = await stream.rest()
         sessions = [event.data for event in events if event.name == "session"]
         assert [session["outcome"] for session in sessions] == ["resumed", "reset"]
         assert sessions[1]["replaced_session_id"] == before
-        assert await sidecar.session_id(thread) == sessions[1]["sdk_session_id"] != before
-        assert "Ada" not in await sidecar.say(thread, "Who am I?")
+        assert await sidecar.session_id("t1") == sessions[1]["sdk_session_id"] != before
+        assert "Ada" not in await sidecar.say("t1", "Who am I?")
 
 
-async def test_mappings_are_listed_newest_first_in_pages(sidecar: Sidecar, thread: str) -> None:
+async def test_mappings_are_listed_newest_first_in_pages(sidecar: Sidecar, thread: str, original: str) -> None:
     names = [f"{thread}-{letter}" for letter in "abc"]
     for name in names:
-        await sidecar.say(name, "Hello")
+        assert (await sidecar.post("/v1/chat/fork", name, from_thread_id=original)).status_code == 201
     query = {"resource_id": "alice", "thread_id_prefix": f"{thread}-", "limit": "2"}
     first = (await sidecar.http.get("/v1/sessions", params=query)).json()
     assert (first["object"], first["has_more"]) == ("list", True)
@@ -329,12 +330,12 @@ async def test_another_resources_thread_is_as_if_it_were_not_there(sidecar: Side
 
 
 @pytest.mark.parametrize("event_id", ["seven", "7", "63df1c2f-0000-4000-8000-000000000000", "63DF1C2F-1"])
-async def test_a_last_event_id_that_is_none_of_ours_is_refused(sidecar: Sidecar, thread: str, event_id: str) -> None:
-    await sidecar.say(thread, "Hello")
-    key, headers = {"thread_id": thread, "resource_id": "alice"}, {"last-event-id": event_id}
+async def test_a_last_event_id_that_is_none_of_ours_is_refused(sidecar: Sidecar, original: str, event_id: str) -> None:
+    before = await sidecar.history(original)
+    key, headers = {"thread_id": original, "resource_id": "alice"}, {"last-event-id": event_id}
     for response in (
         await sidecar.http.get("/v1/chat", params=key, headers=headers),
         await sidecar.http.post("/v1/chat", json={**key, "message": "Hello"}, headers=headers),
     ):
         assert (response.status_code, response.json()["errors"][0]["field"]) == (422, "Last-Event-ID")
-    assert len(await sidecar.history(thread)) == 2
+    assert await sidecar.history(original) == before

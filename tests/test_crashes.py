@@ -4,15 +4,17 @@ import asyncio
 import contextlib
 import json
 import os
+import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import httpx
 import pytest
 
+from tests.copies import NO_SPARE, become_known
 from tests.faults import FaultyModel
-from tests.modes import in_both_modes
+from tests.modes import COLD, in_both_modes
 from tests.server import SECONDS, Sidecar, Stream, a_moment, gone, parting
 from tests.transcripts import metadata
 
@@ -62,6 +64,12 @@ async def goes_on(sidecar: Sidecar, thread: str, session_id: str, *, known: bool
     assert history[-2] == ("user", "Go on")
 
 
+async def restart_for_what_is_there(sidecar: Sidecar) -> None:
+    """Start it again without a spare: no new thread is to come."""
+    sidecar.env |= NO_SPARE
+    await sidecar.restart()
+
+
 @pytest.fixture
 def deadly(tmp_path: Path) -> Path:
     """An agents file: `deadly` has a CLI that kills the sidecar as soon as it is started."""
@@ -76,11 +84,11 @@ def deadly(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("moment", [pytest.param(moment, id=moment.__name__) for moment in MOMENTS])
 @pytest.mark.parametrize("known", [False, True], ids=["new thread", "known thread"])
 async def test_the_sidecar_is_killed(
-    a_sidecar: Make, thread: str, model: FaultyModel, moment: Callable[[Stream], object], known: bool
+    a_sidecar: Make, home: Path, thread: str, mode: str, moment: Callable[[Stream], object], known: bool
 ) -> None:
-    async with a_sidecar() as sidecar:
+    async with a_sidecar(**(NO_SPARE if known else {})) as sidecar:
         if known:
-            await sidecar.say(thread, "My name is Ada")
+            thread = await become_known(sidecar, thread, mode)
         with contextlib.suppress(httpx.HTTPError):
             async with sidecar.stream(thread, prompt_for(moment)) as stream:
                 await moment(stream)  # type: ignore[misc]
@@ -88,17 +96,17 @@ async def test_the_sidecar_is_killed(
                 await sidecar.stop(signal.SIGKILL)
         assert await gone(processes, SECONDS)
         session_id = str(stream.events[0].data["sdk_session_id"])
-        await sidecar.restart()
+        await restart_for_what_is_there(sidecar)
         await goes_on(sidecar, thread, session_id, known=known)
 
 
 @pytest.mark.parametrize("known", [False, True], ids=["new thread", "known thread"])
 async def test_the_sidecar_is_killed_when_the_mapping_is_committed_and_the_agent_not_begun(
-    a_sidecar: Make, thread: str, deadly: Path, known: bool
+    a_sidecar: Make, home: Path, thread: str, deadly: Path, mode: str, known: bool
 ) -> None:
-    async with a_sidecar("--agents", str(deadly), SIDECAR_SPARE_PROCESSES="0") as sidecar:  # a spare would kill it
+    async with a_sidecar("--agents", str(deadly), **NO_SPARE) as sidecar:  # a spare would kill it
         if known:
-            await sidecar.say(thread, "My name is Ada")
+            thread = await become_known(sidecar, thread, mode)
         with pytest.raises(httpx.HTTPError):
             await sidecar.chat(thread, "Hello", agent="deadly")
         await sidecar.wait()
@@ -107,11 +115,10 @@ async def test_the_sidecar_is_killed_when_the_mapping_is_committed_and_the_agent
 
 
 async def test_a_crash_before_the_first_message_was_written_leaves_the_session_its_id(
-    a_sidecar: Make, thread: str, another_thread: str, deadly: Path
+    a_sidecar: Make, home: Path, thread: str, deadly: Path
 ) -> None:
-    async with a_sidecar("--agents", str(deadly), SIDECAR_SPARE_PROCESSES="0") as sidecar:  # a spare would kill it
-        await sidecar.say(another_thread, "Hello")
-        example = sidecar.transcript(await sidecar.session_id(another_thread))
+    async with a_sidecar("--agents", str(deadly), **NO_SPARE) as sidecar:  # a spare would kill it
+        example = sidecar.transcript(await sidecar.session_id("t1"))
         with pytest.raises(httpx.HTTPError):
             await sidecar.chat(thread, "Hello", agent="deadly")
         await sidecar.wait()
@@ -125,13 +132,13 @@ async def test_a_crash_before_the_first_message_was_written_leaves_the_session_i
 
 @pytest.mark.parametrize("known", [False, True], ids=["new thread", "known thread"])
 async def test_the_sidecar_is_killed_at_any_instant_of_a_turn(
-    a_sidecar: Make, thread: str, model: FaultyModel, known: bool
+    a_sidecar: Make, home: Path, thread: str, mode: str, known: bool
 ) -> None:
-    async with a_sidecar() as sidecar:
+    async with a_sidecar(**(NO_SPARE if known else {})) as sidecar:
+        if known:
+            thread = await become_known(sidecar, thread, mode)
         for milliseconds in (0, 2, 5, 10, 20, 50, 100, 200, 300, 400, 500, 600):
-            name = f"{thread}-{milliseconds}"
-            if known:
-                await sidecar.say(name, "My name is Ada")
+            name = thread if known else f"{thread}-{milliseconds}"  # a known one has it happen again and again
             asking = asyncio.create_task(sidecar.chat(name, "Hello"))
             await asyncio.sleep(milliseconds / 1000)  # the instant itself is what is varied here
             processes = sidecar.cli_processes()
@@ -150,12 +157,11 @@ async def test_the_sidecar_is_killed_at_any_instant_of_a_turn(
 @pytest.mark.parametrize("moment", [pytest.param(moment, id=moment.__name__) for moment in MOMENTS])
 @pytest.mark.parametrize("known", [False, True], ids=["new thread", "known thread"])
 async def test_the_cli_is_killed(
-    a_sidecar: Make, thread: str, model: FaultyModel, moment: Callable[[Stream], object], known: bool
+    a_sidecar: Make, home: Path, thread: str, mode: str, moment: Callable[[Stream], object], known: bool
 ) -> None:
-    async with a_sidecar() as sidecar:
+    async with a_sidecar(**(NO_SPARE if known else {})) as sidecar:
         if known:
-            await sidecar.say(thread, "My name is Ada")
-            await sidecar.until_logged("turn", thread_id=thread)
+            thread = await become_known(sidecar, thread, mode)
         async with sidecar.stream(thread, prompt_for(moment)) as stream:
             await moment(stream)  # type: ignore[misc]
             for pid in sidecar.cli_processes():
@@ -177,7 +183,7 @@ async def test_the_cli_is_killed(
 
 
 async def test_what_a_crash_left_running_is_ended_before_a_turn_may_touch_its_session(
-    a_sidecar: Make, thread: str, model: FaultyModel, tmp_path: Path
+    a_sidecar: Make, home: Path, thread: str, mode: str, tmp_path: Path
 ) -> None:
     # An agent whose CLI leaves the launcher's guard, as on a system that has none.
     import claude_agent_sdk  # noqa: PLC0415
@@ -189,14 +195,14 @@ async def test_what_a_crash_left_running_is_ended_before_a_turn_may_touch_its_se
     agents = tmp_path / "agents.toml"
     agents.write_text(f'[default]\ncli_path = "{cli}"\n')
     async with a_sidecar("--agents", str(agents)) as sidecar:
-        await sidecar.say(thread, "My name is Ada")
+        thread = await become_known(sidecar, thread, mode)
         with contextlib.suppress(httpx.HTTPError):
             async with sidecar.stream(thread, "Hello [[hold 3]]") as stream:
                 await stream.until_text()
                 orphan, others = await sidecar.process_of(thread), sidecar.cli_processes()
                 await sidecar.stop(signal.SIGKILL)
         assert not await gone([orphan], 0.2)
-        await sidecar.restart()
+        await restart_for_what_is_there(sidecar)
         assert await gone([orphan], 0)
         session_id = await sidecar.session_id(thread)
         assert sidecar.logged(f"ending the CLI {orphan} that an earlier run left on session {session_id}")
@@ -204,9 +210,11 @@ async def test_what_a_crash_left_running_is_ended_before_a_turn_may_touch_its_se
         assert "First: My name is Ada" in await sidecar.say(thread, "Who am I?")
 
 
-async def test_a_process_that_is_not_provably_ours_is_left_alone(a_sidecar: Make, thread: str) -> None:
-    async with a_sidecar() as sidecar:
-        await sidecar.say(thread, "Hello")
+async def test_a_process_that_is_not_provably_ours_is_left_alone(
+    a_sidecar: Make, home: Path, thread: str, mode: str
+) -> None:
+    async with a_sidecar(**NO_SPARE) as sidecar:
+        thread = await become_known(sidecar, thread, mode)
         session_id = await sidecar.session_id(thread)
         await sidecar.stop(signal.SIGKILL)
         stranger = await asyncio.create_subprocess_exec("sleep", "60")
@@ -221,12 +229,36 @@ async def test_a_process_that_is_not_provably_ours_is_left_alone(a_sidecar: Make
         await stranger.wait()
 
 
+@pytest.fixture(scope="module")
+async def _told(model_env: dict[str, str], _model: FaultyModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The home of a sidecar that was stopped, with a thread of two turns."""
+    _model.reset()
+    async with Sidecar(tmp_path_factory.mktemp("told") / "home", model_env | COLD) as sidecar:
+        await sidecar.say("t", "My name is Ada")
+        await sidecar.say("t", "I like tea")
+    return sidecar.home
+
+
+@pytest.fixture
+async def told(
+    _told: Path, a_sidecar: Make, sidecar: Sidecar, thread: str, mode: str, tmp_path: Path
+) -> AsyncIterator[tuple[Sidecar, str]]:
+    """A thread of two turns and its sidecar: it has the thread's process, or has found it in its home."""
+    if mode == "warm":
+        await sidecar.say(thread, "My name is Ada")
+        await sidecar.say(thread, "I like tea")
+        yield sidecar, thread
+    else:
+        shutil.copytree(_told, tmp_path / "home")
+        async with a_sidecar() as its:
+            yield its, "t"
+
+
 @pytest.mark.parametrize("damage", ["empty", "garbage", "torn", "bad byte", "bookkeeping only", "notes only"])
 async def test_a_damaged_transcript_costs_no_more_than_it_must(
-    sidecar: Sidecar, thread: str, damage: str, mode: str
+    told: tuple[Sidecar, str], damage: str, mode: str
 ) -> None:
-    await sidecar.say(thread, "My name is Ada")
-    await sidecar.say(thread, "I like tea")
+    sidecar, thread = told
     await sidecar.at_rest()
     before = await sidecar.session_id(thread)
     transcript = sidecar.transcript(before)
@@ -278,10 +310,10 @@ async def test_a_session_that_has_nothing_the_sdk_could_call_it_after_goes_on_af
 
 @pytest.mark.parametrize("mount_point", ["gone", "empty"])
 async def test_a_config_directory_that_is_not_mounted_changes_no_mapping(
-    a_sidecar: Make, thread: str, mount_point: str
+    a_sidecar: Make, home: Path, thread: str, mode: str, mount_point: str
 ) -> None:
     async with a_sidecar() as sidecar:
-        await sidecar.say(thread, "My name is Ada")
+        thread = await become_known(sidecar, thread, mode)
         before = (await sidecar.session(thread)).json()
         await sidecar.stop(signal.SIGTERM)
         volume = sidecar.home / "claude"
@@ -303,5 +335,5 @@ async def test_a_config_directory_that_is_not_mounted_changes_no_mapping(
             path_.rmdir() if path_.is_dir() else path_.unlink()
         volume.rmdir()
         (sidecar.home / "unmounted").rename(volume)
-        await sidecar.restart()
+        await restart_for_what_is_there(sidecar)
         assert "First: My name is Ada" in await sidecar.say(thread, "Who am I?")

@@ -36,7 +36,7 @@ class Beats:
     def __init__(self, directory: Path) -> None:
         self._scripts = {directory / f"{name}.sh": way for name, way in WAYS.items()}
         for script in self._scripts:
-            script.write_text(f"while :; do echo beat >> {script}.beats; sleep 0.05; done\n")
+            script.write_text(f"while :; do echo beat >> {script}.beats; sleep 0.5; done\n")
 
     def prompt(self, *ways: str) -> str:
         """A prompt that has them started by a tool: all, or those of some ways."""

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.copies import NO_SPARE, become_known
 from tests.faults import Behaviour, FaultyModel, fail, hold, say, tool
 from tests.modes import in_both_modes
 from tests.server import SECONDS, Sidecar, Stream, a_moment
@@ -16,11 +17,11 @@ Make = Callable[..., Sidecar]
 
 
 @pytest.fixture
-async def with_tools(a_sidecar: Make, tmp_path: Path) -> AsyncIterator[Sidecar]:
+async def with_tools(a_sidecar: Make, home: Path, tmp_path: Path) -> AsyncIterator[Sidecar]:
     """A sidecar whose agent may run shell commands."""
     agents = tmp_path / "agents.toml"
     agents.write_text('[default]\ntools = ["Bash"]\nallowed_tools = ["Bash"]\n')
-    async with a_sidecar("--agents", str(agents)) as sidecar:
+    async with a_sidecar("--agents", str(agents), **NO_SPARE) as sidecar:
         yield sidecar
 
 
@@ -57,11 +58,11 @@ TABLE = {
 @pytest.mark.parametrize("on_disconnect", ["continue", "cancel"])
 @pytest.mark.parametrize("row", TABLE)
 async def test_a_client_goes_away(
-    with_tools: Sidecar, thread: str, model: FaultyModel, row: str, on_disconnect: str
+    with_tools: Sidecar, thread: str, model: FaultyModel, mode: str, row: str, on_disconnect: str
 ) -> None:
     sidecar = with_tools
     behaviours, moment, partial, whole = TABLE[row]
-    await sidecar.say(thread, "My name is Ada")
+    thread = await become_known(sidecar, thread, mode)
     model.script(*behaviours)
     async with sidecar.stream(thread, "Hello", on_disconnect=on_disconnect) as stream:
         await moment(stream)
@@ -84,7 +85,7 @@ async def test_a_client_goes_away(
 async def test_a_client_goes_away_during_start_up(
     a_sidecar: Make, thread: str, model: FaultyModel, on_disconnect: str
 ) -> None:
-    async with a_sidecar(SIDECAR_SPARE_PROCESSES="0") as sidecar:  # so that there is something to start
+    async with a_sidecar(**NO_SPARE) as sidecar:  # so that there is something to start
         asking = asyncio.create_task(sidecar.chat(thread, "Hello", on_disconnect=on_disconnect))
         while not sidecar.cli_processes():
             await a_moment()
@@ -113,7 +114,7 @@ async def test_a_reader_that_takes_nothing_is_dropped_and_holds_up_nobody(
     a_sidecar: Make, thread: str, model: FaultyModel
 ) -> None:
     model.default = Behaviour(text="word " * 100 + "x" * 8_000_000)
-    async with a_sidecar(SIDECAR_SEND_SECONDS="4") as sidecar:
+    async with a_sidecar(**NO_SPARE, SIDECAR_SEND_SECONDS="4") as sidecar:
         url = sidecar.http.base_url
         reader, writer = await asyncio.open_connection(url.host, url.port, limit=1024)
         body = f'{{"thread_id": "{thread}", "resource_id": "alice", "message": "Hello"}}'
@@ -135,7 +136,7 @@ async def test_a_reader_that_takes_nothing_is_dropped_and_holds_up_nobody(
 async def test_what_a_turn_holds_in_memory_is_bounded_and_a_late_reader_is_told(
     a_sidecar: Make, thread: str, model: FaultyModel
 ) -> None:
-    async with a_sidecar(SIDECAR_REPLAY_BYTES="200000") as sidecar:
+    async with a_sidecar(**NO_SPARE, SIDECAR_REPLAY_BYTES="200000") as sidecar:
         model.default = Behaviour(text="word " * 3000)
         async with sidecar.stream(thread, "Hello") as stream:
             events = await stream.rest()

@@ -32,13 +32,14 @@ async def test_of_fifty_simultaneous_messages_one_runs_and_the_others_are_told(
 
 
 @pytest.mark.long
-async def test_fifty_threads_at_once_each_get_their_own_answer(sidecar: Sidecar, thread: str) -> None:
-    names = [f"{thread}-{number}" for number in range(50)]
-    said = await asyncio.gather(*(sidecar.say(name, f"I am {name}") for name in names))
-    assert said == [f"You have said 1 thing: I am {name}" for name in names]
-    again = await asyncio.gather(*(sidecar.say(name, "Who am I?") for name in names))
-    assert again == [f"You have said 2 things. First: I am {name}; last: Who am I?" for name in names]
-    assert len({await sidecar.session_id(name) for name in names}) == 50
+async def test_fifty_threads_at_once_each_get_their_own_answer(a_sidecar: Make) -> None:
+    names = [f"thread {number}" for number in range(50)]
+    async with a_sidecar(SIDECAR_WARM_SESSIONS="12") as sidecar:  # of some 130 MiB each
+        said = await asyncio.gather(*(sidecar.say(name, f"I am {name}") for name in names))
+        assert said == [f"You have said 1 thing: I am {name}" for name in names]
+        again = await asyncio.gather(*(sidecar.say(name, "Who am I?") for name in names))
+        assert again == [f"You have said 2 things. First: I am {name}; last: Who am I?" for name in names]
+        assert len({await sidecar.session_id(name) for name in names}) == 50
 
 
 async def test_enqueued_messages_run_in_the_order_they_came(sidecar: Sidecar, thread: str, model: FaultyModel) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from tests.copies import copied
 from tests.faults import FaultyModel, tools
 from tests.modes import in_both_modes
 from tests.server import SECONDS, Sidecar, a_moment, parting
@@ -23,25 +24,42 @@ async def messages(sidecar: Sidecar, thread: str, role: str) -> list[dict[str, A
 
 
 @pytest.fixture
-async def parent(sidecar: Sidecar, thread: str) -> str:
-    """A thread with two completed turns, whose process has written its last line or is kept."""
-    await sidecar.say(thread, "My name is Ada")
-    await sidecar.say(thread, "I like tea")
+async def spoken(sidecar: Sidecar, known: str) -> str:
+    """A thread with two completed turns, the last of them here; its process has written its last line or is kept."""
+    await sidecar.say(known, "I like tea")
     await sidecar.at_rest()
-    return thread
+    return known
 
 
-async def test_a_fork_remembers_and_its_parent_is_as_it_was(sidecar: Sidecar, parent: str, another_thread: str) -> None:
-    transcript = sidecar.transcript(await sidecar.session_id(parent))
+@pytest.fixture
+async def parent(sidecar: Sidecar, thread: str, mode: str) -> str:
+    """A thread with two completed turns; where no process of it is kept, one that has adopted the transcript."""
+    told = thread if mode == "warm" else "a parent to copy"
+    if (await sidecar.session(told)).status_code == 404:
+        for prompt in ("My name is Ada", "I like tea"):
+            await sidecar.say(told, prompt)
+        await sidecar.at_rest()
+    return thread if mode == "warm" else await copied(sidecar, told, thread)
+
+
+@pytest.fixture
+def untouched(request: pytest.FixtureRequest, mode: str) -> str:
+    """Such a parent for tests after which it is as it was."""
+    name: str = request.getfixturevalue("original" if mode == "warm" else "parent")
+    return name
+
+
+async def test_a_fork_remembers_and_its_parent_is_as_it_was(sidecar: Sidecar, spoken: str, another_thread: str) -> None:
+    transcript = sidecar.transcript(await sidecar.session_id(spoken))
     before = transcript.read_bytes()
-    answer = (await fork(sidecar, parent, another_thread, message="Another way")).json()
+    answer = (await fork(sidecar, spoken, another_thread, message="Another way")).json()
     assert answer["session"]["outcome"] == "forked"
     assert answer["text"] == "You have said 3 things. First: My name is Ada; last: Another way"
     assert transcript.read_bytes() == before
     mapping = (await sidecar.session(another_thread)).json()
-    last = (await messages(sidecar, parent, "assistant"))[-1]
-    assert (mapping["parent_thread_id"], mapping["parent_message_id"]) == (parent, last["uuid"])
-    assert mapping["sdk_session_id"] == answer["session"]["sdk_session_id"] != await sidecar.session_id(parent)
+    last = (await messages(sidecar, spoken, "assistant"))[-1]
+    assert (mapping["parent_thread_id"], mapping["parent_message_id"]) == (spoken, last["uuid"])
+    assert mapping["sdk_session_id"] == answer["session"]["sdk_session_id"] != await sidecar.session_id(spoken)
 
 
 async def test_a_fork_streams_like_any_turn(sidecar: Sidecar, parent: str, another_thread: str) -> None:
@@ -97,15 +115,15 @@ async def test_ten_forks_at_once_are_ten_branches_of_one_parent(
 
 @pytest.mark.parametrize("message", [None, "Meanwhile"])
 async def test_a_parent_with_a_running_turn_is_forked_at_its_last_completed_one(
-    sidecar: Sidecar, parent: str, another_thread: str, model: FaultyModel, message: str | None
+    sidecar: Sidecar, spoken: str, another_thread: str, model: FaultyModel, message: str | None
 ) -> None:
-    async with sidecar.stream(parent, "[[hold 3]]") as stream:
+    async with sidecar.stream(spoken, "[[hold 3]]") as stream:
         await stream.until_text()
         async with asyncio.timeout(SECONDS):
-            while len(await messages(sidecar, parent, "user")) < 3:
+            while len(await messages(sidecar, spoken, "user")) < 3:
                 await a_moment()  # the running turn's prompt is in the transcript from about here
         fields = {} if message is None else {"message": message}
-        response = await fork(sidecar, parent, another_thread, **fields)
+        response = await fork(sidecar, spoken, another_thread, **fields)
         assert response.status_code == (201 if message is None else 200)
         model.release()
         await stream.rest()
@@ -159,25 +177,27 @@ async def test_a_reply_of_several_blocks_is_kept_whole(
     [("00000000-0000-4000-8000-000000000000", 422, "message_not_found"), ("a prompt", 422, "unsafe_fork_point")],
 )
 async def test_a_cut_that_cannot_be_made_is_refused_and_leaves_nothing(
-    sidecar: Sidecar, parent: str, another_thread: str, message: str | None, at: str, status: int, code: str
+    sidecar: Sidecar, untouched: str, another_thread: str, message: str | None, at: str, status: int, code: str
 ) -> None:
-    prompt = (await messages(sidecar, parent, "user"))[0]["uuid"]
+    prompt = (await messages(sidecar, untouched, "user"))[0]["uuid"]
     fields = {} if message is None else {"message": message}
-    response = await fork(sidecar, parent, another_thread, at_message_id=prompt if at == "a prompt" else at, **fields)
+    response = await fork(
+        sidecar, untouched, another_thread, at_message_id=prompt if at == "a prompt" else at, **fields
+    )
     assert (response.status_code, response.json()["code"]) == (status, code)
     assert (await sidecar.session(another_thread)).status_code == 404
 
 
 @pytest.mark.parametrize("message", [None, "Hello"])
 async def test_an_unknown_parent_and_a_taken_name_are_refused(
-    sidecar: Sidecar, parent: str, another_thread: str, message: str | None
+    sidecar: Sidecar, untouched: str, another_thread: str, message: str | None
 ) -> None:
     fields = {} if message is None else {"message": message}
     unknown = await fork(sidecar, "nobody", another_thread, **fields)
     assert (unknown.status_code, unknown.json()["code"]) == (404, "session_not_found")
-    taken = await fork(sidecar, parent, parent, **fields)
+    taken = await fork(sidecar, untouched, untouched, **fields)
     assert (taken.status_code, taken.json()["code"]) == (409, "thread_exists")
-    foreign = await fork(sidecar, parent, another_thread, resource_id="mallory", **fields)
+    foreign = await fork(sidecar, untouched, another_thread, resource_id="mallory", **fields)
     assert (foreign.status_code, foreign.json()["code"]) == (404, "session_not_found")
 
 

@@ -74,28 +74,32 @@ async def say(turns: Turns, key: ThreadKey, message: str) -> Turn:
 async def test_a_turn_that_begins_at_any_moment_of_a_fork_is_not_part_of_it(
     turns: Turns, thread: str, model: FaultyModel, tmp_path: Path
 ) -> None:
+    parent, said = ThreadKey(thread, "alice"), ["My name is Ada"]
+    first = await say(turns, parent, *said)
+    transcript = next(tmp_path.glob(f"home/claude/projects/*/{first.session_id}.jsonl"))
     moments, at = 1, 0
     while at < moments:
-        parent, fork = ThreadKey(f"{thread}-{at}", "alice"), ThreadKey(f"{thread}-{at}-fork", "alice")
-        first = await say(turns, parent, "My name is Ada")
-        transcript = next(tmp_path.glob(f"home/claude/projects/*/{first.session_id}.jsonl"))
-        began: list[Turn] = []
+        fork = ThreadKey(f"{thread}-{at}-fork", "alice")
+        prompt, began = f"This is number {at}. [[slow 5 0.1]]", list[Turn]()
 
-        async def begin(parent: ThreadKey = parent, transcript: Path = transcript, began: list[Turn] = began) -> None:
-            turn = turns.begin(TurnRequest(parent, "Who am I? [[slow 5 0.1]]", multitask_strategy="enqueue"))
+        async def begin(prompt: str = prompt, began: list[Turn] = began) -> None:
+            turn = turns.begin(TurnRequest(parent, prompt, multitask_strategy="enqueue"))
             began.append(turn)
             # It comes as far as it can: to its prompt in the transcript, or to wait until the fork has looked.
-            await until(lambda: turns._exclusion.running(parent) is not turn or b"Who am I?" in transcript.read_bytes())
+            await until(
+                lambda: turns._exclusion.running(parent) is not turn or prompt.encode() in transcript.read_bytes()
+            )
 
         forking = Interleaved(turns._fork(parent, fork, None), at, begin)
         mapping = await forking
         forked = next(tmp_path.glob(f"home/claude/projects/*/{mapping.sdk_session_id}.jsonl"))
-        assert [text for role, text in chain(forked) if role == "user"] == ["My name is Ada"], f"at moment {at}"
+        assert [text for role, text in chain(forked) if role == "user"] == said, f"at moment {at}"
         moments, at = max(moments, forking.moments), at + 1
         for turn in began:
             async with asyncio.timeout(SECONDS):
                 await turn.ended.wait()
             assert turn.status == "completed"
+            said.append(prompt)
     assert moments > 5
 
 

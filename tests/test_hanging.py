@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults import FaultyModel
+from tests.modes import KEPT
 from tests.server import SECONDS, Sidecar, a_moment, gone
 
 Make = Callable[..., Sidecar]
@@ -48,13 +49,13 @@ async def asked(sidecar: Sidecar, thread: str) -> None:
 async def test_a_turn_whose_agent_is_never_told_can_be_stopped_in_every_way(
     hanging: Callable[..., Sidecar], thread: str
 ) -> None:
-    async with hanging() as sidecar:
+    async with hanging(**KEPT) as sidecar:
         for stop in ("interrupt", "supersede", "force", "leave"):
             name = f"{thread}-{stop}-hangs"
             fields = {"on_disconnect": "cancel"} if stop == "leave" else {}
             waiting = asyncio.create_task(sidecar.chat(name, "Hello", **fields))
             await asked(sidecar, name)
-            assert await sidecar.say(f"{thread}-{stop}", "Hello")  # the others are not held up
+            assert await sidecar.say(thread, "Hello")  # the others are not held up
             if stop == "interrupt":
                 assert (await sidecar.post("/v1/chat/interrupt", name)).json()["status"] == "interrupted"
             elif stop == "supersede":

@@ -10,6 +10,7 @@ import pytest
 
 from session_sidecar.agent.transcripts.reading.chain import conversation, entries_of
 from tests.faults import FaultyModel, fail, tool, tools
+from tests.modes import KEPT
 from tests.server import SECONDS, Sidecar
 from tests.transcripts import AGENTS, get, messages, repeat, settled, texts
 
@@ -31,7 +32,7 @@ async def skilled(a_sidecar: Callable[..., Sidecar], tmp_path: Path) -> AsyncIte
     """A sidecar whose agents have commands, tools and subagents."""
     agents = tmp_path / "agents.toml"
     agents.write_text(AGENTS)
-    async with a_sidecar(SIDECAR_AGENTS=str(agents)) as sidecar:
+    async with a_sidecar(SIDECAR_AGENTS=str(agents), **KEPT) as sidecar:
         yield sidecar
 
 

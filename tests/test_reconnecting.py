@@ -91,10 +91,9 @@ async def test_with_a_key_it_goes_on_after_the_id_too(sidecar: Sidecar, thread: 
 
 
 async def test_the_first_turn_of_a_branch_is_joined_the_same_way(
-    sidecar: Sidecar, thread: str, another_thread: str, model: FaultyModel
+    sidecar: Sidecar, original: str, another_thread: str, model: FaultyModel
 ) -> None:
-    await sidecar.say(thread, "My name is Ada")
-    how: dict[str, Any] = {"path": "/v1/chat/fork", "from_thread_id": thread}
+    how: dict[str, Any] = {"path": "/v1/chat/fork", "from_thread_id": original}
     async with sidecar.stream(another_thread, "[[hold 3]]", **how) as stream:
         await stream.until_text()
         had = stream.events

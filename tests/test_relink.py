@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shutil
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import Any
 import pytest
 
 from session_sidecar.agent.transcripts.relink import LOOKED_AT_BYTES, relink
-from tests.modes import in_both_modes
+from tests.faults import FaultyModel
+from tests.modes import KEPT, in_both_modes
 from tests.server import SECONDS, Sidecar, a_moment
 from tests.transcripts import messages, texts
 
@@ -40,64 +42,75 @@ def lose(path: Path, prompt: str) -> None:
     write(path, [*map(earlier, entries[:at]), *entries[at + 1 :]])
 
 
+@pytest.fixture(scope="module")
+async def _talk(model_env: dict[str, str], _model: FaultyModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The home of a sidecar that was stopped: of threads of two, three and four turns, each had with one process."""
+    _model.reset()
+    async with Sidecar(tmp_path_factory.mktemp("talk") / "home", model_env | KEPT) as sidecar:
+        for number in (2, 3, 4):
+            for prompt in ("My name is Ada", "one", "two", "three")[:number]:
+                await sidecar.say(f"of {number}", prompt)
+    return sidecar.home
+
+
+@pytest.fixture
+def talk(_talk: Path, tmp_path: Path) -> Path:
+    """A copy of it for a sidecar of the test's own."""
+    return shutil.copytree(_talk, tmp_path / "home")
+
+
 @in_both_modes
 @pytest.mark.parametrize("last", ["two", "three"])
-async def test_the_model_still_knows_what_came_before(a_sidecar: Make, mode: str, last: str) -> None:
-    async with a_sidecar() as sidecar:
-        for prompt in ("My name is Ada", "one", "two", "three"):
-            await sidecar.say("t", prompt)
-        path = sidecar.transcript(await sidecar.session_id("t"))
+async def test_the_model_still_knows_what_came_before(a_sidecar: Make, talk: Path, mode: str, last: str) -> None:
+    async with a_sidecar(SIDECAR_SPARE_PROCESSES="0") as sidecar:
+        thread = "of 4" if mode == "cold" else "warm"
+        if mode == "warm":
+            for prompt in ("My name is Ada", "one", "two", "three"):
+                await sidecar.say(thread, prompt)
+        path = sidecar.transcript(await sidecar.session_id(thread))
         await sidecar.at_rest()
         lose(path, last)
-        assert "have said 4 things. First: My name is Ada" in await sidecar.say("t", "Go on")
-        assert "have said 5 things. First: My name is Ada" in await sidecar.say("t", "And on")
-        said = texts([m for m in await messages(sidecar, "t") if m["type"] == "user"])
+        assert "have said 4 things. First: My name is Ada" in await sidecar.say(thread, "Go on")
+        assert "have said 5 things. First: My name is Ada" in await sidecar.say(thread, "And on")
+        said = texts([m for m in await messages(sidecar, thread) if m["type"] == "user"])
         assert said == [text for text in ("My name is Ada", "one", "two", "three", "Go on", "And on") if text != last]
 
 
-async def test_a_fork_of_a_thread_that_went_on_has_all_of_it_too(a_sidecar: Make) -> None:
+async def test_a_fork_of_a_thread_that_went_on_has_all_of_it_too(a_sidecar: Make, talk: Path) -> None:
     async with a_sidecar() as sidecar:
-        for prompt in ("My name is Ada", "one", "two"):
-            await sidecar.say("t", prompt)
-        await sidecar.at_rest()  # the CLI has written its last line
-        lose(sidecar.transcript(await sidecar.session_id("t")), "one")
-        await sidecar.say("t", "three")
-        answer = await sidecar.post("/v1/chat/fork", "branch", from_thread_id="t", message="Go on")
+        lose(sidecar.transcript(await sidecar.session_id("of 3")), "one")
+        await sidecar.say("of 3", "three")
+        answer = await sidecar.post("/v1/chat/fork", "branch", from_thread_id="of 3", message="Go on")
         assert "have said 4 things. First: My name is Ada" in answer.json()["text"]
         assert texts(await messages(sidecar, "branch"))[0] == "My name is Ada"
 
 
 async def test_a_fork_of_a_parent_that_has_lost_a_line_has_all_of_it_and_leaves_it_alone(
-    a_sidecar: Make, tmp_path: Path
+    a_sidecar: Make, talk: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "broken").write_text("#!/bin/sh\nexit 1\n")
     (tmp_path / "broken").chmod(0o700)
     agents = tmp_path / "agents.toml"
     agents.write_text(f'[default]\n[broken]\ncli_path = "{tmp_path / "broken"}"\n')
     async with a_sidecar("--agents", str(agents)) as sidecar:
-        for prompt in ("My name is Ada", "one", "two"):
-            await sidecar.say("t", prompt)
-        path = sidecar.transcript(await sidecar.session_id("t"))
-        await sidecar.at_rest()  # the CLI has written its last line
+        path = sidecar.transcript(await sidecar.session_id("of 3"))
         lose(path, "one")
-        before = path.read_bytes()
-        fork = {"from_thread_id": "t", "message": "Go on"}
+        before, there = path.read_bytes(), {*path.parent.glob("*.jsonl")}
+        fork = {"from_thread_id": "of 3", "message": "Go on"}
         assert (await sidecar.post("/v1/chat/fork", "branch", agent="broken", **fork)).status_code == 502
         assert (await sidecar.session("branch")).status_code == 404
-        assert [*path.parent.glob("*.jsonl")] == [path]
+        assert {*path.parent.glob("*.jsonl")} == there
         answer = await sidecar.post("/v1/chat/fork", "branch", **fork)
         assert "have said 3 things. First: My name is Ada" in answer.json()["text"]
         assert "have said 4 things. First: My name is Ada" in await sidecar.say("branch", "And on")
         assert path.read_bytes() == before
-        assert (await sidecar.session("branch")).json()["parent_thread_id"] == "t"
+        assert (await sidecar.session("branch")).json()["parent_thread_id"] == "of 3"
 
 
-async def test_a_process_that_was_hinted_at_has_all_of_it_too(a_sidecar: Make) -> None:
+async def test_a_process_that_was_hinted_at_has_all_of_it_too(a_sidecar: Make, talk: Path) -> None:
     async with a_sidecar(SIDECAR_WARM_SESSIONS="2") as sidecar:
-        for prompt in ("My name is Ada", "one"):
-            await sidecar.say("t", prompt)
-        path = sidecar.transcript(await sidecar.session_id("t"))
-        await sidecar.http.delete("/v1/session", params={"thread_id": "t", "resource_id": "alice"})
+        path = sidecar.transcript(await sidecar.session_id("of 2"))
+        await sidecar.http.delete("/v1/session", params={"thread_id": "of 2", "resource_id": "alice"})
         await sidecar.at_rest(threads=0)
         lose(path, "one")
         await sidecar.http.put(

@@ -36,9 +36,8 @@ async def test_an_interrupted_turn_says_so_and_keeps_what_it_said(
     assert await sidecar.say(thread, "Go on") == "You have said 2 things. First: [[hold 3]]; last: Go on"
 
 
-async def test_interrupting_an_idle_thread_is_no_error(sidecar: Sidecar, thread: str) -> None:
-    await sidecar.say(thread, "Hello")
-    response = await sidecar.post("/v1/chat/interrupt", thread)
+async def test_interrupting_an_idle_thread_is_no_error(sidecar: Sidecar, original: str) -> None:
+    response = await sidecar.post("/v1/chat/interrupt", original)
     assert response.json() == {"object": "interrupt", "turn_id": None, "status": "idle"}
 
 
@@ -117,13 +116,12 @@ async def test_a_message_can_interrupt_the_one_before_it(sidecar: Sidecar, threa
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_a_shutdown_ends_every_stream_and_every_process(
-    a_sidecar: Make, thread: str, model: FaultyModel, number: signal.Signals
+    a_sidecar: Make, home: Path, thread: str, number: signal.Signals
 ) -> None:
     async with a_sidecar() as sidecar:
-        await sidecar.say(thread, "My name is Ada")
         async with (
-            sidecar.stream(thread, "[[hold 3]]") as one,
-            sidecar.stream(f"{thread}-b", "[[hold 3]]") as two,
+            sidecar.stream("t1", "[[hold 3]]") as one,
+            sidecar.stream(thread, "[[hold 3]]") as two,
         ):
             await one.until_text()
             await two.until_text()
@@ -138,7 +136,7 @@ async def test_a_shutdown_ends_every_stream_and_every_process(
         assert await gone(processes, 0)
         assert not [line for line in sidecar.log if not line.startswith("{") or '"level": "error"' in line]
         await sidecar.restart()
-        assert "First: My name is Ada" in await sidecar.say(thread, "Who am I?")
+        assert "First: My name is Ada" in await sidecar.say("t1", "Who am I?")
 
 
 async def test_a_database_that_cannot_be_used_is_refused_in_a_line_and_left_alone(a_sidecar: Make) -> None:

@@ -31,6 +31,13 @@ def warm(_warm: Sidecar, model: FaultyModel) -> Sidecar:
     return _warm
 
 
+@pytest.fixture
+async def two_kept(a_sidecar: Make) -> AsyncIterator[Sidecar]:
+    """One that keeps two, so that few turns are more than it keeps."""
+    async with a_sidecar(**WARM | {"SIDECAR_WARM_SESSIONS": "2"}) as sidecar:
+        yield sidecar
+
+
 async def test_a_follow_up_turn_has_the_process_of_the_one_before(warm: Sidecar, thread: str) -> None:
     await warm.say(thread, "My name is Ada")
     process = await warm.process_of(thread)
@@ -139,15 +146,15 @@ async def test_an_interrupted_turn_leaves_its_process_fit_for_the_next(
 
 
 @pytest.mark.long
-async def test_the_least_recently_used_makes_room(warm: Sidecar, thread: str) -> None:
-    names = [f"{thread}-{number}" for number in range(6)]
+async def test_the_least_recently_used_makes_room(two_kept: Sidecar) -> None:
+    names = [f"t{number}" for number in range(4)]
     for name in names:
-        await warm.say(name, "Hello")
+        await two_kept.say(name, "Hello")
     async with asyncio.timeout(SECONDS):
-        while len(warm.cli_processes()) > 4:
+        while len(two_kept.cli_processes()) > 2:
             await a_moment()
     for name in names[2:]:
-        await warm.process_of(name)
+        await two_kept.process_of(name)
 
 
 async def test_what_no_longer_fits_into_the_memory_for_them_is_closed(a_sidecar: Make, thread: str) -> None:
@@ -254,16 +261,13 @@ def registered(sidecar: Sidecar) -> list[bool]:
     return [(sidecar.home / f"claude/sessions/{pid}.json").exists() for pid in sidecar.cli_processes()]
 
 
-async def test_an_opened_thread_is_warm_before_its_message_comes(a_sidecar: Make, thread: str) -> None:
+async def test_an_opened_thread_is_warm_before_its_message_comes(a_sidecar: Make, home: Path, thread: str) -> None:
     async with a_sidecar(**WARM) as sidecar:
-        await sidecar.say(thread, "My name is Ada")
-        await sidecar.stop(signal.SIGTERM)
-        await sidecar.restart()
         for _ in range(2):
-            assert (await sidecar.post("/v1/session/warm", thread)).status_code == 202
+            assert (await sidecar.post("/v1/session/warm", "t1")).status_code == 202
         (process,) = await ready(sidecar, 1)
-        assert "First: My name is Ada" in await sidecar.say(thread, "Who am I?")
-        assert await sidecar.process_of(thread) == process
+        assert "First: My name is Ada" in await sidecar.say("t1", "Who am I?")
+        assert await sidecar.process_of("t1") == process
         unknown = await sidecar.post("/v1/session/warm", f"{thread}-unknown")
         assert (unknown.status_code, unknown.json()["code"]) == (404, "session_not_found")
 
@@ -282,13 +286,13 @@ async def test_no_ready_process_outlives_the_sidecar(a_sidecar: Make, thread: st
 
 
 @pytest.mark.long
-async def test_memory_is_bounded_with_more_threads_than_slots(warm: Sidecar, thread: str, tmp_path: Path) -> None:
-    names = [f"{thread}-{number}" for number in range(8)]
+async def test_memory_is_bounded_with_more_threads_than_slots(two_kept: Sidecar) -> None:
+    names = [f"t{number}" for number in range(4)]
     for text in ("My name is Ada", "Who am I?"):
-        await asyncio.gather(*(warm.say(name, text) for name in names))
-        assert len(await ready(warm, 4)) == 4
+        await asyncio.gather(*(two_kept.say(name, text) for name in names))
+        assert len(await ready(two_kept, 2)) == 2
     for name in names:
-        assert [text for role, text in await warm.history(name) if role == "user"] == ["My name is Ada", "Who am I?"]
+        assert [t for role, t in await two_kept.history(name) if role == "user"] == ["My name is Ada", "Who am I?"]
 
 
 async def test_a_thread_that_begins_anew_leaves_no_process_of_its_old_session(warm: Sidecar, thread: str) -> None:
@@ -337,17 +341,19 @@ async def test_a_kept_process_that_hangs_costs_its_turn_and_not_the_thread(a_sid
         assert await gone([process], 0)
 
 
-async def test_a_thread_is_changed_only_when_a_process_that_was_leaving_it_has_left(warm: Sidecar, thread: str) -> None:
-    await warm.say(thread, "My name is Ada")
-    await warm.until_logged("turn", thread_id=thread)
-    process = await warm.process_of(thread)
+async def test_a_thread_is_changed_only_when_a_process_that_was_leaving_it_has_left(
+    two_kept: Sidecar, thread: str
+) -> None:
+    await two_kept.say(thread, "My name is Ada")
+    await two_kept.until_logged("turn", thread_id=thread)
+    process = await two_kept.process_of(thread)
     os.kill(process, signal.SIGSTOP)  # it will take its time
-    others = [f"{thread}-{number}" for number in range(4)]
-    await asyncio.gather(*(warm.say(other, "Hello") for other in others))
+    others = [f"{thread}-{number}" for number in range(2)]
+    await asyncio.gather(*(two_kept.say(other, "Hello") for other in others))
     for other in others:
-        await warm.until_logged("turn", thread_id=other)
+        await two_kept.until_logged("turn", thread_id=other)
     body = {"thread_id": thread, "resource_id": "alice", "title": "Tea"}
-    assert (await warm.http.patch("/v1/session", json=body)).status_code == 200
+    assert (await two_kept.http.patch("/v1/session", json=body)).status_code == 200
     assert await gone([process], 0)
 
 
