@@ -12,11 +12,11 @@ help: ## list the targets
 run: .venv/run ## the sidecar on 127.0.0.1:8000 (PORT=… moves it); answers offline where no credentials are set
 	@exec $(BIN)/session-sidecar serve --model auto --port $(PORT)
 
-test: .venv/dev ## the tests, offline, a worker a core; the longest are left to test-all
+test: .venv/dev ## the tests for each change, offline, a worker a core: all units, and smoke tests of what runs agents
 	$(BIN)/pytest $(BESIDE) -m "not long and not quiet" $(ORDER)
 	$(BIN)/pytest -m "quiet and not long" $(ORDER)
 
-test-all: .venv/dev ## every test, the long tables too
+test-all: .venv/dev ## every test; CI runs this
 	$(BIN)/pytest $(BESIDE) -m "not quiet" $(ORDER)
 	$(BIN)/pytest -m quiet $(ORDER)
 

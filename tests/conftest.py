@@ -15,6 +15,14 @@ pytest_plugins = ("tests.browser", "tests.postgres", "tests.replicas")
 _names = itertools.count(1)
 
 
+@pytest.hookimpl(tryfirst=True)  # before `-m` is looked at
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of what runs agents `make test` has the time for smoke tests: each start of a CLI is most of a second's CPU."""
+    for item in items:
+        if "_model" in getattr(item, "fixturenames", ()) and item.get_closest_marker("smoke") is None:
+            item.add_marker(pytest.mark.long)
+
+
 @pytest.fixture(scope="session")
 async def _model() -> AsyncIterator[FaultyModel]:
     async with FaultyModel() as model:

@@ -28,6 +28,7 @@ async def stray(sidecar: Sidecar, thread: str) -> str:
     return session_id
 
 
+@pytest.mark.smoke
 async def test_an_adopted_session_goes_on_where_it_was_left(sidecar: Sidecar, original: str, thread: str) -> None:
     session_id = await stray(sidecar, f"{thread}-before")
     project = sidecar.home / "claude" / "projects" / "-home-ada-work"
@@ -60,12 +61,14 @@ async def test_adopting_again_changes_nothing_and_no_other_session_or_thread_get
     assert (refused.status_code, refused.json()["code"]) == (409, "session_taken")
 
 
+@pytest.mark.smoke
 async def test_a_session_without_a_transcript_is_not_adopted(sidecar: Sidecar, thread: str) -> None:
     refused = await adopt(sidecar, thread, str(uuid.uuid4()))
     assert (refused.status_code, refused.json()["code"]) == (410, "session_missing")
     assert (await sidecar.session(thread)).status_code == 404
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize(
     "session_id",
     [

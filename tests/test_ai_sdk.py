@@ -200,6 +200,7 @@ async def test_what_others_add_to_a_request_is_let_pass_and_the_options_of_a_tur
     assert json.loads(refused["error"])["code"] == "unknown_agent"
 
 
+@pytest.mark.smoke
 @NEWEST
 async def test_a_page_with_a_greeting_of_its_own_and_files_begins_a_chat(
     ai: Node, sidecar: Sidecar, thread: str, model: FaultyModel

@@ -74,6 +74,7 @@ async def spoken(sidecar: Sidecar, thread: str) -> list[dict[str, Any]]:
     return sidecar.logged("turn", thread_id=thread, origin="background")
 
 
+@pytest.mark.smoke
 async def test_the_end_of_a_task_is_a_turn_of_its_own(
     working: Sidecar, thread: str, model: FaultyModel, task: Task
 ) -> None:

@@ -12,6 +12,8 @@ import pytest
 from tests.faults import FaultyModel
 from tests.server import SECONDS, Sidecar
 
+pytestmark = pytest.mark.smoke
+
 KEY = {"thread_id": "bad", "resource_id": "alice"}
 CHAT = {**KEY, "message": "Hello"}
 FORK = {**KEY, "from_thread_id": "parent"}

@@ -115,6 +115,7 @@ async def test_at_the_prompt_the_second_ctrl_c_leaves(sidecar: Sidecar) -> None:
         assert await terminal.ended() == 130
 
 
+@pytest.mark.smoke
 async def test_a_conversation_survives_a_turn_that_is_refused(sidecar: Sidecar, thread: str) -> None:
     async with Terminal(url(sidecar), "chat", "-r", "alice", "-t", thread, "--agent", "nobody") as terminal:
         await terminal.until("> ")
@@ -387,6 +388,7 @@ async def test_a_server_that_is_no_sidecar_exits_3(model: FaultyModel) -> None:
         assert "not as a sidecar does" in ended.err
 
 
+@pytest.mark.smoke
 async def test_a_turn_that_fails_exits_4(sidecar: Sidecar, thread: str) -> None:
     ended = await command(url(sidecar), "chat", "-r", "alice", "-t", thread, "[[fail 400]]")
     assert (ended.code, ended.out, ended.err.count("\n")) == (4, "", 1)

@@ -250,6 +250,7 @@ async def test_a_header_of_200_mb_is_refused_before_it_is_parsed(cold: Sidecar) 
                 await sending
 
 
+@pytest.mark.smoke
 async def test_a_header_of_some_kilobytes_is_read_and_so_are_many_requests_at_once(cold: Sidecar) -> None:
     async with Client(cold) as client:
         await client.begin("GET", "/healthz", "X-Long: " + "x" * 60_000, "")

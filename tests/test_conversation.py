@@ -12,11 +12,13 @@ from tests.modes import in_both_modes
 from tests.server import Sidecar
 
 
+@pytest.mark.smoke
 async def test_the_second_message_is_answered_with_the_first_remembered(sidecar: Sidecar, thread: str) -> None:
     assert await sidecar.say(thread, "My name is Ada") == "You have said 1 thing: My name is Ada"
     assert await sidecar.say(thread, "Who am I?") == "You have said 2 things. First: My name is Ada; last: Who am I?"
 
 
+@pytest.mark.smoke
 async def test_a_restart_forgets_nothing(a_sidecar: Callable[..., Sidecar], thread: str) -> None:
     async with a_sidecar() as sidecar:
         await sidecar.say(thread, "My name is Ada")
@@ -39,6 +41,7 @@ async def test_kill_9_in_mid_answer_forgets_nothing_that_was_completed(
         await sidecar.history("t1")
 
 
+@pytest.mark.smoke
 async def test_a_stream_says_its_session_first_then_the_sdks_messages_then_how_it_ended(
     sidecar: Sidecar, thread: str
 ) -> None:
@@ -73,6 +76,7 @@ async def test_a_stream_says_its_session_first_then_the_sdks_messages_then_how_i
     }
 
 
+@pytest.mark.smoke
 async def test_the_frames_are_lines_of_ascii_ended_by_lf_alone(sidecar: Sidecar, thread: str) -> None:
     async with sidecar.stream(thread, "Grüße \u2028 😀") as stream:
         events = await stream.rest()
@@ -81,6 +85,7 @@ async def test_the_frames_are_lines_of_ascii_ended_by_lf_alone(sidecar: Sidecar,
     assert events[-2].data["result"] == "You have said 1 thing: Grüße \u2028 😀"
 
 
+@pytest.mark.smoke
 async def test_the_messages_are_the_clis_own_with_nothing_renamed_or_lost(sidecar: Sidecar, thread: str) -> None:
     async with sidecar.stream(thread, "Hello") as stream:
         events = await stream.rest()
@@ -99,6 +104,7 @@ async def test_silence_is_filled_with_pings(a_sidecar: Callable[..., Sidecar], t
         await stream.until_ping()
 
 
+@pytest.mark.smoke
 async def test_without_a_stream_the_whole_turn_is_one_answer(sidecar: Sidecar, thread: str) -> None:
     response = await sidecar.chat(thread, "Hello")
     answer = response.json()
@@ -118,6 +124,7 @@ async def test_content_blocks_reach_the_model_as_they_are(sidecar: Sidecar, thre
     assert content[1]["source"]["data"]
 
 
+@pytest.mark.smoke
 async def test_a_turn_goes_on_without_its_reader_and_can_be_rejoined_where_it_was_left(
     sidecar: Sidecar, thread: str, model: FaultyModel
 ) -> None:
@@ -135,6 +142,7 @@ async def test_a_turn_goes_on_without_its_reader_and_can_be_rejoined_where_it_wa
         assert replay.text == stream.text + rest.text
 
 
+@pytest.mark.smoke
 async def test_two_readers_of_one_turn_read_the_same(sidecar: Sidecar, thread: str, model: FaultyModel) -> None:
     async with sidecar.stream(thread, "[[hold 3]]") as one:
         await one.until("session")
@@ -144,11 +152,13 @@ async def test_two_readers_of_one_turn_read_the_same(sidecar: Sidecar, thread: s
             assert [event.data for event in await one.rest()] == [event.data for event in await two.rest()]
 
 
+@pytest.mark.smoke
 async def test_there_is_nothing_to_rejoin_where_no_turn_ran(sidecar: Sidecar, thread: str) -> None:
     async with sidecar.rejoin(thread) as none:
         assert none.response.status_code == 204
 
 
+@pytest.mark.smoke
 async def test_a_named_turn_is_rejoined_or_none_is(sidecar: Sidecar, thread: str) -> None:
     turns = [(await sidecar.chat(thread, text)).json()["session"]["turn_id"] for text in ("Hello", "And another")]
     for turn_id in turns:
@@ -213,6 +223,7 @@ async def test_a_missing_transcript_restarts_the_thread_and_says_so(sidecar: Sid
     assert stream.text == "You have said 1 thing: Who am I?"
 
 
+@pytest.mark.smoke
 async def test_a_missing_transcript_can_be_an_error_that_changes_nothing(
     sidecar: Sidecar, thread: str, original: str
 ) -> None:

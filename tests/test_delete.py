@@ -33,6 +33,7 @@ async def listed(sidecar: Sidecar, **query: str) -> list[tuple[str, str]]:
     return [(row["resource_id"], row["thread_id"]) for row in response.json()["data"]]
 
 
+@pytest.mark.smoke
 async def test_the_transcript_goes_too_if_asked_for_and_its_subagents_and_what_was_set_aside(
     sidecar: Sidecar, thread: str, another_thread: str, knows: Know
 ) -> None:
@@ -64,6 +65,7 @@ async def test_a_transcript_that_is_gone_already_does_not_keep_the_mapping(
     assert files(sidecar, session_id) == []
 
 
+@pytest.mark.smoke
 async def test_a_fork_keeps_its_history_when_its_parent_is_deleted(sidecar: Sidecar, thread: str, knows: Know) -> None:
     await knows(sidecar, thread)
     fork = f"{thread}-fork"

@@ -68,6 +68,7 @@ def transcript(home: Path, thread: str) -> Path:
         return next(home.glob(f"claude/projects/*/{rows.fetchone()[0]}.jsonl"))
 
 
+@pytest.mark.smoke
 async def test_a_home_that_was_left_in_order_is_healthy_and_stays_as_it_is(home: Path) -> None:
     found = await report(home)
     assert found == {
@@ -83,6 +84,7 @@ async def test_a_home_that_was_left_in_order_is_healthy_and_stays_as_it_is(home:
     assert (ended.code, json.loads(ended.out)["healthy"]) == (0, True)
 
 
+@pytest.mark.smoke
 async def test_a_mapping_whose_transcript_is_gone_is_removed_only_if_a_person_says_so(home: Path) -> None:
     transcript(home, "t1").unlink()
     for options in ((), ("--fix",)):

@@ -42,6 +42,7 @@ async def test_fifty_threads_at_once_each_get_their_own_answer(a_sidecar: Make) 
         assert len({await sidecar.session_id(name) for name in names}) == 50
 
 
+@pytest.mark.smoke
 async def test_enqueued_messages_run_in_the_order_they_came(sidecar: Sidecar, thread: str, model: FaultyModel) -> None:
     async with sidecar.stream(thread, "first [[hold 1]]") as stream:
         await stream.until_text()
@@ -86,6 +87,7 @@ async def test_a_waiting_message_leaves_the_queue_with_its_client_if_it_asked_fo
     assert answer == "You have said 2 things. First: first [[hold 1]]; last: third"
 
 
+@pytest.mark.smoke
 async def test_a_message_that_interrupts_goes_ahead_of_those_that_wait(
     sidecar: Sidecar, thread: str, model: FaultyModel
 ) -> None:
@@ -119,6 +121,7 @@ async def test_a_retry_joins_the_turn_that_runs_and_replays_it_afterwards(
     assert len(model.requests) == 1
 
 
+@pytest.mark.smoke
 async def test_a_key_used_for_something_else_is_refused(sidecar: Sidecar, thread: str, model: FaultyModel) -> None:
     key = f"key-{thread}"
     await sidecar.post("/v1/chat", thread, message="One", idempotency_key=key)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import httpx
+import pytest
 
 from tests.faults import FaultyModel
 from tests.forked import PROGRAM
@@ -18,6 +19,7 @@ Make = Callable[..., Sidecar]
 PAGE = "https://chat.test"
 
 
+@pytest.mark.smoke
 async def test_a_page_may_call_if_its_origin_is_named_and_no_other(a_sidecar: Make) -> None:
     async with a_sidecar(SIDECAR_ORIGINS=f"{PAGE}, https://other.test:8443") as sidecar:
         asked = {"origin": PAGE, "access-control-request-method": "POST"}
@@ -108,6 +110,7 @@ async def listening(process: asyncio.subprocess.Process) -> bytes:
     return line
 
 
+@pytest.mark.long
 async def test_a_unix_socket_is_for_the_sidecars_own_user(tmp_path: Path, thread: str) -> None:
     path = tmp_path / "sidecar.sock"
     serve = ("serve", "--uds", str(path), "--model", "offline", "--home", str(tmp_path / "home"))

@@ -176,6 +176,7 @@ async def test_of_a_turn_that_comes_to_nothing_nothing_is_left_in_the_list(
         assert await person.threads() == {}
 
 
+@pytest.mark.smoke
 async def test_all_who_read_are_told_the_same(person: Person) -> None:
     streams: list[Stream] = []
     async with (
@@ -210,6 +211,7 @@ async def test_nothing_of_what_is_said_is_told(person: Person) -> None:
         assert said not in stream.raw
 
 
+@pytest.mark.smoke
 async def test_a_reader_who_comes_back_misses_nothing_and_has_nothing_twice(person: Person) -> None:
     async with followed(person.sidecar, resource_id=person.resource) as first:
         await person.say("t", "one")
@@ -225,6 +227,7 @@ async def test_a_reader_who_comes_back_misses_nothing_and_has_nothing_twice(pers
     assert whole.events[2:] == again.events
 
 
+@pytest.mark.smoke
 async def test_who_comes_back_with_what_is_not_known_here_is_to_read_the_list(person: Person) -> None:
     async with followed(person.sidecar, resource_id=person.resource) as stream:
         known = await stream.until("reset")

@@ -89,6 +89,7 @@ async def test_a_session_with_two_transcripts_is_not_adopted(sidecar: Sidecar, t
     assert (await sidecar.http.put("/v1/session", json=body)).status_code == 201
 
 
+@pytest.mark.smoke
 async def test_who_asks_to_be_forgotten_is_forgotten_in_both_files(sidecar: Sidecar, thread: str) -> None:
     await sidecar.say(thread, "My name is Ada")
     session_id = await sidecar.session_id(thread)
@@ -115,6 +116,7 @@ async def test_an_empty_file_and_a_link_are_no_second_transcript(cold: Sidecar, 
         (projects / "-moved").unlink()
 
 
+@pytest.mark.smoke
 async def test_a_transcript_that_was_moved_is_found_where_it_is_now(sidecar: Sidecar, thread: str, knows: Know) -> None:
     await knows(sidecar, thread)
     own = sidecar.transcript(await sidecar.session_id(thread))

@@ -49,6 +49,7 @@ def untouched(request: pytest.FixtureRequest, mode: str) -> str:
     return name
 
 
+@pytest.mark.smoke
 async def test_a_fork_remembers_and_its_parent_is_as_it_was(sidecar: Sidecar, spoken: str, another_thread: str) -> None:
     transcript = sidecar.transcript(await sidecar.session_id(spoken))
     before = transcript.read_bytes()
@@ -70,6 +71,7 @@ async def test_a_fork_streams_like_any_turn(sidecar: Sidecar, parent: str, anoth
     assert events[-1].data["status"] == "completed"
 
 
+@pytest.mark.smoke
 async def test_a_fork_at_a_message_holds_what_came_before_and_it(
     sidecar: Sidecar, parent: str, another_thread: str
 ) -> None:
@@ -79,6 +81,7 @@ async def test_a_fork_at_a_message_holds_what_came_before_and_it(
     assert (await sidecar.session(another_thread)).json()["parent_message_id"] == first
 
 
+@pytest.mark.smoke
 async def test_a_fork_without_a_message_calls_no_model_and_goes_on_from_there(
     sidecar: Sidecar, parent: str, another_thread: str, model: FaultyModel
 ) -> None:
@@ -188,6 +191,7 @@ async def test_a_cut_that_cannot_be_made_is_refused_and_leaves_nothing(
     assert (await sidecar.session(another_thread)).status_code == 404
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("message", [None, "Hello"])
 async def test_an_unknown_parent_and_a_taken_name_are_refused(
     sidecar: Sidecar, untouched: str, another_thread: str, message: str | None

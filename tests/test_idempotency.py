@@ -40,6 +40,7 @@ def rows(sidecar: Sidecar, statement: str = "SELECT turn_id, expires_at FROM tur
 # Over a restart
 
 
+@pytest.mark.smoke
 async def test_a_retry_after_a_crash_in_mid_answer_is_not_run_again(
     a_sidecar: Make, thread: str, model: FaultyModel
 ) -> None:

@@ -18,6 +18,8 @@ from starlette.routing import Mount
 from session_sidecar.app import create_app
 from session_sidecar.settings import Settings
 
+pytestmark = pytest.mark.long
+
 
 @contextlib.asynccontextmanager
 async def served(app: Any) -> AsyncIterator[httpx.AsyncClient]:

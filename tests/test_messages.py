@@ -36,6 +36,7 @@ async def skilled(a_sidecar: Callable[..., Sidecar], tmp_path: Path) -> AsyncIte
         yield sidecar
 
 
+@pytest.mark.smoke
 async def test_the_history_has_what_was_said_when_and_after_what(sidecar: Sidecar, original: str) -> None:
     data = await messages(sidecar, original)
     assert texts(data) == ["My name is Ada", FIRST, "I like tea", SECOND]
@@ -48,6 +49,7 @@ async def test_the_history_has_what_was_said_when_and_after_what(sidecar: Sideca
     assert data[1]["message"]["role"] == "assistant"
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("order", ["asc", "desc"])
 async def test_pages_give_every_message_once_and_each_page_is_oldest_first(
     sidecar: Sidecar, spoken: str, order: str
@@ -191,6 +193,7 @@ async def test_a_compaction_begins_the_history_anew_and_what_came_before_is_kept
 # Damage
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("lost", ["My name is Ada", FIRST, "I like tea", "attachment"])
 async def test_a_corrupt_line_costs_that_line_and_not_the_history(sidecar: Sidecar, spoken: str, lost: str) -> None:
     transcript = await settled(sidecar, spoken)
@@ -222,6 +225,7 @@ async def test_a_fork_of_a_damaged_history_is_whole_again(sidecar: Sidecar, spok
     assert answer == "You have said 3 things. First: My name is \ufffdda; last: Go on"
 
 
+@pytest.mark.smoke
 async def test_a_torn_last_line_is_left_out(sidecar: Sidecar, spoken: str) -> None:
     transcript = await settled(sidecar, spoken)
     whole = transcript.read_bytes()
@@ -230,12 +234,14 @@ async def test_a_torn_last_line_is_left_out(sidecar: Sidecar, spoken: str) -> No
         assert texts(await messages(sidecar, spoken)) == ["My name is Ada", FIRST, "I like tea"]
 
 
+@pytest.mark.smoke
 async def test_a_bad_byte_costs_that_character(sidecar: Sidecar, spoken: str) -> None:
     transcript = await settled(sidecar, spoken)
     transcript.write_bytes(transcript.read_bytes().replace(b"I like tea", b"I like t\xff\xfea"))
     assert texts(await messages(sidecar, spoken))[:3] == ["My name is Ada", FIRST, "I like t\ufffd\ufffda"]
 
 
+@pytest.mark.smoke
 async def test_half_an_emoji_is_passed_on_as_it_is(sidecar: Sidecar, spoken: str) -> None:
     transcript = await settled(sidecar, spoken)
     transcript.write_bytes(transcript.read_bytes().replace(b"I like tea", rb"I like \ud83d"))
@@ -267,6 +273,7 @@ async def test_no_line_whatever_it_is_costs_the_history(sidecar: Sidecar, spoken
 # What cannot be shown
 
 
+@pytest.mark.smoke
 async def test_a_thread_without_messages_is_refused(sidecar: Sidecar, spoken: str, another_thread: str) -> None:
     path = "/v1/session/messages"
     unknown = await get(sidecar, path, another_thread)
@@ -278,6 +285,7 @@ async def test_a_thread_without_messages_is_refused(sidecar: Sidecar, spoken: st
     assert (lost.status_code, lost.json()["code"]) == (410, "session_missing")
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize(
     ("field", "value", "code"),
     [

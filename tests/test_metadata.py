@@ -48,6 +48,7 @@ async def listed(sidecar: Sidecar, **query: object) -> list[dict[str, Any]]:
         params["after"] = page["next"]
 
 
+@pytest.mark.smoke
 async def test_a_session_is_shown_with_all_that_its_transcript_tells(sidecar: Sidecar, original: str) -> None:
     transcript = await settled(sidecar, original)
     found = await metadata(sidecar, original)
@@ -67,6 +68,7 @@ async def test_a_session_is_shown_with_all_that_its_transcript_tells(sidecar: Si
     }
 
 
+@pytest.mark.smoke
 async def test_without_metadata_no_transcript_is_touched(sidecar: Sidecar, spoken: str) -> None:
     whole = (await get(sidecar, "/v1/session", spoken)).json()
     (await settled(sidecar, spoken)).unlink()
@@ -97,6 +99,7 @@ async def test_a_volume_that_is_not_mounted_is_no_missing_transcript(
         assert (await get(sidecar, "/v1/session", thread, metadata="false")).status_code == 200
 
 
+@pytest.mark.smoke
 async def test_nothing_of_it_is_in_the_session_map(sidecar: Sidecar, spoken: str) -> None:
     await patch(sidecar, spoken, title="A title to be found", tag="a-tag-to-be-found")
     with contextlib.closing(sqlite3.connect(f"file:{sidecar.home}/sidecar.db?mode=ro", uri=True)) as database:
@@ -156,6 +159,7 @@ async def test_what_a_subagent_has_cost_is_part_of_it(
 # Title and tag
 
 
+@pytest.mark.smoke
 async def test_a_title_and_a_tag_are_set_changed_and_taken_away(sidecar: Sidecar, spoken: str) -> None:
     found = (await patch(sidecar, spoken, title="  About tea ", tag="drinks")).json()
     assert found == (await get(sidecar, "/v1/session", spoken)).json()
@@ -194,6 +198,7 @@ async def test_a_title_waits_for_no_turn(sidecar: Sidecar, spoken: str, model: F
     assert (await patch(sidecar, spoken, title="Now")).status_code == 200
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize(
     "fields",
     [
@@ -321,6 +326,7 @@ async def test_the_last_message_is_found_behind_a_long_tool_result(sidecar: Side
 # Lists
 
 
+@pytest.mark.smoke
 async def test_sessions_are_found_by_their_titles_and_first_prompts(
     sidecar: Sidecar, spoken: str, another_thread: str
 ) -> None:
@@ -341,6 +347,7 @@ async def test_sessions_are_found_by_their_titles_and_first_prompts(
     assert rows[0]["metadata"]["title"] == "Grüße aus ZÜRICH"
 
 
+@pytest.mark.smoke
 async def test_a_search_that_makes_no_sense_is_refused(sidecar: Sidecar) -> None:
     for params in ({"q": " "}, {"q": "x" * 257}, {"include": "messages"}):
         response = await sidecar.http.get("/v1/sessions", params={"resource_id": "alice", **params})

@@ -217,6 +217,7 @@ def counted(tmp_path: Path) -> Path:
     return cli
 
 
+@pytest.mark.long
 async def test_whatever_is_sent_is_answered_as_documented_and_bad_input_starts_nothing(
     tmp_path: Path, counted: Path
 ) -> None:

@@ -18,6 +18,8 @@ from tests.faults import FaultyModel
 from tests.modes import WARM
 from tests.server import Sidecar, Stream, followed
 
+pytestmark = pytest.mark.smoke
+
 OF_ONE = [call for call in CALLS if call.admits == "token" and "resource_id" in call.asks.model_fields]
 # Of one's own they begin a thread, list none, delete nothing, find no turn; of others they are refused all the same.
 NO_404 = {

@@ -642,6 +642,7 @@ async def test_it_is_not_there_where_the_operator_says_so(a_sidecar: Make) -> No
                 assert refused.status_code == 404
 
 
+@pytest.mark.smoke
 async def test_its_files_say_what_they_may_do_and_are_sent_once(sidecar: Sidecar) -> None:
     for path, kind in (("/ui", "text/html"), ("/ui/page.css", "text/css"), ("/ui/page.js", "text/javascript")):
         answer = await sidecar.http.get(path)
@@ -655,6 +656,7 @@ async def test_its_files_say_what_they_may_do_and_are_sent_once(sidecar: Sidecar
         assert (again.status_code, again.content) == (304, b"")
 
 
+@pytest.mark.long
 async def test_below_a_path_of_another_application_it_calls_what_is_there(ui: Open, tmp_path: Path) -> None:
     sidecar = create_app(Settings.load({}, home=tmp_path / "home", model="offline"))
     async with served(host_of(sidecar, Starlette)) as client:

@@ -29,6 +29,7 @@ def refused(response: httpx.Response, status: int, code: str) -> None:
     assert (response.status_code, response.json()["code"]) == (status, code)
 
 
+@pytest.mark.smoke
 async def test_a_running_turn_is_joined_where_the_stream_broke_and_none_is_started(
     sidecar: Sidecar, thread: str, model: FaultyModel
 ) -> None:
@@ -55,6 +56,7 @@ async def test_an_ended_one_is_replayed_from_there_and_after_its_end_there_is_no
     assert [who for who, _ in await sidecar.history(thread)] == ["user", "assistant"]
 
 
+@pytest.mark.smoke
 async def test_another_body_is_refused(sidecar: Sidecar, thread: str) -> None:
     async with sidecar.stream(thread, "Hello") as stream:
         events = await stream.rest()
@@ -63,6 +65,7 @@ async def test_another_body_is_refused(sidecar: Sidecar, thread: str) -> None:
     assert [who for who, _ in await sidecar.history(thread)] == ["user", "assistant"]
 
 
+@pytest.mark.smoke
 async def test_one_that_is_not_held_is_told_and_nothing_is_started(sidecar: Sidecar, thread: str) -> None:
     async with repeat(sidecar, thread, "Hello", f"{uuid.uuid4()}-7") as again:
         refused(again.response, 410, "replay_gone")

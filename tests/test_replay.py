@@ -338,6 +338,7 @@ async def test_a_turn_that_is_larger_than_the_whole_budget_reaches_those_who_wai
         assert len(await sidecar.say(thread, "[[big 100000]]")) == 100_000
 
 
+@pytest.mark.smoke
 async def test_an_answer_that_was_stopped_is_replayed_with_its_part(
     sidecar: Sidecar, thread: str, model: FaultyModel
 ) -> None:
@@ -352,6 +353,7 @@ async def test_an_answer_that_was_stopped_is_replayed_with_its_part(
     assert await ask() == answer
 
 
+@pytest.mark.smoke
 async def test_a_deleted_thread_leaves_nothing_to_replay_and_its_keys_run_nothing(
     sidecar: Sidecar, thread: str, model: FaultyModel
 ) -> None:

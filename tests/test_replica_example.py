@@ -20,6 +20,8 @@ from tests.forked import PROGRAM
 from tests.replicas import LEASE_SECONDS
 from tests.server import SECONDS, a_moment
 
+pytestmark = pytest.mark.long
+
 EXAMPLE = Path(__file__).parent.parent / "examples" / "replicas"
 THREAD = {"thread_id": "t", "resource_id": "alice"}
 JSON = {"Accept": "application/json"}

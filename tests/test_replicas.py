@@ -89,6 +89,7 @@ async def test_a_turn_that_runs_elsewhere_makes_the_thread_busy_everywhere(
         assert "You have said 2 things" in await other.say("t", "now")
 
 
+@pytest.mark.smoke
 async def test_a_turn_can_be_joined_from_any_replica_while_it_runs_and_after_it(
     some_replicas: Make, model: FaultyModel
 ) -> None:
@@ -198,6 +199,7 @@ async def test_a_fork_of_a_turn_that_runs_elsewhere_has_what_came_before_it(
             await stream.rest()
 
 
+@pytest.mark.smoke
 async def test_titles_and_lists_are_the_same_everywhere(some_replicas: Make, knows: Know) -> None:
     async with some_replicas(2) as (one, other):
         await knows(one, "t")

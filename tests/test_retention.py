@@ -51,6 +51,7 @@ async def test_by_default_nothing_goes_however_old(a_sidecar: Make, knows: Know)
         assert not sidecar.logged("retention")
 
 
+@pytest.mark.smoke
 async def test_mappings_that_were_idle_for_too_long_go_at_start_and_their_transcripts_stay(
     a_sidecar: Make, knows: Know
 ) -> None:

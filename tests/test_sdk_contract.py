@@ -310,6 +310,7 @@ def watching(pid: int) -> Iterator[Callable[[float], Awaitable[bool]]]:
 
 
 class TestSessionIds:
+    @pytest.mark.smoke
     async def test_a_new_session_has_the_id_that_was_chosen_and_cannot_be_made_twice(
         self, connect: Connect, model: FaultyModel, home: Path
     ) -> None:
@@ -450,6 +451,7 @@ class TestMessages:
         assert "type" not in lossy["content"][0]
         assert isinstance(parsed[-1], ResultMessage)
 
+    @pytest.mark.smoke
     async def test_the_private_attributes_that_the_sidecar_uses_are_there(self, warm: Cli) -> None:
         query, transport = warm.client._query, warm.client._transport
         assert query is not None
@@ -726,6 +728,7 @@ asyncio.run(main())
 
 
 class TestForks:
+    @pytest.mark.smoke
     async def test_a_fork_with_a_message_holds_the_parents_messages_up_to_the_one_named(
         self, connect: Connect, warm: Cli, session: str, home: Path
     ) -> None:

@@ -66,6 +66,7 @@ async def test_eight_streams_are_open_in_every_state(
             assert (await sidecar.chat(f"{thread}-{number}", "Go on")).json()["status"] == "completed"
 
 
+@pytest.mark.smoke
 async def test_new_turns_are_refused_while_it_shuts_down(a_sidecar: Make, thread: str, model: FaultyModel) -> None:
     async with a_sidecar() as sidecar, sidecar.stream(thread, "[[hold 1]]") as stream:
         await stream.until_text()

@@ -25,6 +25,7 @@ def forked() -> bool:
     return False
 
 
+@pytest.mark.long
 async def test_a_person_is_told_what_to_do_and_what_is_told_works(tmp_path: Path) -> None:
     home = tmp_path / "home"
     serve = ("serve", "--port", "0", "--model", "offline", "--home", str(home))

@@ -17,6 +17,7 @@ from tests.server import Sidecar, gone
 Make = Callable[..., Sidecar]
 
 
+@pytest.mark.smoke
 async def test_an_interrupted_turn_says_so_and_keeps_what_it_said(
     sidecar: Sidecar, thread: str, model: FaultyModel
 ) -> None:
@@ -36,6 +37,7 @@ async def test_an_interrupted_turn_says_so_and_keeps_what_it_said(
     assert await sidecar.say(thread, "Go on") == "You have said 2 things. First: [[hold 3]]; last: Go on"
 
 
+@pytest.mark.smoke
 async def test_interrupting_an_idle_thread_is_no_error(sidecar: Sidecar, original: str) -> None:
     response = await sidecar.post("/v1/chat/interrupt", original)
     assert response.json() == {"object": "interrupt", "turn_id": None, "status": "idle"}
@@ -91,6 +93,7 @@ async def test_a_turn_is_not_cancelled_while_somebody_else_reads_it(
     await second.__aexit__(None, None, None)
 
 
+@pytest.mark.smoke
 async def test_a_second_message_is_refused_while_a_turn_runs_and_the_thread_is_free_after_it(
     sidecar: Sidecar, thread: str, model: FaultyModel
 ) -> None:
@@ -105,6 +108,7 @@ async def test_a_second_message_is_refused_while_a_turn_runs_and_the_thread_is_f
     assert await sidecar.say(thread, "And?") == "You have said 2 things. First: [[hold 3]]; last: And?"
 
 
+@pytest.mark.smoke
 async def test_a_message_can_interrupt_the_one_before_it(sidecar: Sidecar, thread: str, model: FaultyModel) -> None:
     async with sidecar.stream(thread, "[[hold 3]]") as stream:
         await stream.until_text()
@@ -155,6 +159,7 @@ async def test_a_database_that_cannot_be_used_is_refused_in_a_line_and_left_alon
     assert [path.name for path in refusing.home.glob("sidecar.db*") if path.suffix != ".lock"] == ["sidecar.db"]
 
 
+@pytest.mark.smoke
 async def test_a_second_sidecar_in_the_same_home_is_refused_with_the_way_out(a_sidecar: Make) -> None:
     async with a_sidecar():
         second = a_sidecar()
@@ -201,6 +206,7 @@ async def test_it_listens_on_loopback_only(a_sidecar: Make) -> None:
     assert await sidecar.wait() != 0
 
 
+@pytest.mark.smoke
 async def test_health_readiness_and_versions_are_told(sidecar: Sidecar) -> None:
     for path in ("/healthz", "/readyz"):
         assert (await sidecar.http.get(path)).status_code == 200

@@ -15,6 +15,8 @@ from tests.modes import COLD
 from tests.node import CLIENTS, need_node
 from tests.server import Sidecar
 
+pytestmark = pytest.mark.long
+
 Json = dict[str, Any]
 OFFLINE = {"ANTHROPIC_API_KEY": "", "ANTHROPIC_BASE_URL": ""}
 

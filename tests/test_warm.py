@@ -38,6 +38,7 @@ async def two_kept(a_sidecar: Make) -> AsyncIterator[Sidecar]:
         yield sidecar
 
 
+@pytest.mark.smoke
 async def test_a_follow_up_turn_has_the_process_of_the_one_before(warm: Sidecar, thread: str) -> None:
     await warm.say(thread, "My name is Ada")
     process = await warm.process_of(thread)
@@ -52,6 +53,7 @@ async def test_the_log_says_where_a_turn_had_its_process_from(warm: Sidecar, thr
         assert (await warm.until_logged("turn", turn_id=turn_id))["process"] == process
 
 
+@pytest.mark.smoke
 async def test_what_another_program_wrote_to_the_session_is_not_lost(warm: Sidecar, thread: str) -> None:
     await warm.say(thread, "My name is Ada")
     process = await warm.process_of(thread)
@@ -108,6 +110,7 @@ async def test_a_title_and_a_tag_are_kept_whatever_was_warm(warm: Sidecar, threa
     assert (metadata["title"], metadata["tag"]) == ("Tea", "drinks")
 
 
+@pytest.mark.smoke
 async def test_a_deleted_thread_leaves_no_process(warm: Sidecar, thread: str) -> None:
     await warm.say(thread, "Hello")
     process = await warm.process_of(thread)
@@ -131,6 +134,7 @@ async def test_forking_a_warm_thread_leaves_it_warm_and_as_it_was(
     assert await warm.process_of(thread) == process
 
 
+@pytest.mark.smoke
 async def test_an_interrupted_turn_leaves_its_process_fit_for_the_next(
     warm: Sidecar, thread: str, model: FaultyModel
 ) -> None:
