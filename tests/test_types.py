@@ -31,9 +31,7 @@ async def offline(tmp_path: Path) -> AsyncIterator[Sidecar]:
 
 async def messages(sidecar: Sidecar, prompt: str, agent: str = "default", *, stop: bool = False) -> list[Json]:
     """The SDK's messages in a turn's stream; with `stop` of one that is interrupted in mid-answer."""
-    async with sidecar.stream(
-        agent, prompt, agent=agent
-    ) as stream:  # an agent has one thread, and a thread one process
+    async with sidecar.stream(agent, prompt, agent=agent) as stream:  # an agent has one thread, with one process
         if stop:
             await stream.until_text()
             assert (await sidecar.post("/v1/chat/interrupt", agent)).status_code == 200
