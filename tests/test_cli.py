@@ -21,12 +21,23 @@ from tests.faults import Behaviour, FaultyModel, hold, say, tool
 from tests.forked import PROGRAM
 from tests.server import SECONDS, Sidecar
 from tests.terminal import CTRL_C, CTRL_D, Terminal, command, environment, relay, shell
+from tests.transcripts import messages
 
 Make = Callable[..., Sidecar]
 
 
 def url(sidecar: Sidecar) -> str:
     return str(sidecar.http.base_url)
+
+
+async def have(sidecar: Sidecar, original: str, thread: str, resource: str = "alice") -> None:
+    """A thread with the original's conversation and no parent. Its session is a copy, so no process is started."""
+    copied = await sidecar.post("/v1/chat/fork", thread, from_thread_id=original)
+    assert copied.status_code == 201, copied.text
+    session_id = await sidecar.session_id(thread)
+    await sidecar.http.delete("/v1/session", params={"thread_id": thread, "resource_id": "alice"})
+    body = {"thread_id": thread, "resource_id": resource, "sdk_session_id": session_id}
+    assert (await sidecar.http.put("/v1/session", json=body)).status_code == 201
 
 
 # A conversation
@@ -221,8 +232,10 @@ async def test_an_answer_that_starts_over_says_so(sidecar: Sidecar, thread: str,
 # Threads
 
 
-async def test_a_pipe_gets_the_apis_own_objects_one_a_line(sidecar: Sidecar, thread: str, another_thread: str) -> None:
-    await sidecar.say(thread, "Hello")
+async def test_a_pipe_gets_the_apis_own_objects_one_a_line(
+    sidecar: Sidecar, original: str, thread: str, another_thread: str
+) -> None:
+    await have(sidecar, original, thread)
     forked = await command(url(sidecar), "fork", "-r", "alice", thread, another_thread)
     where = {"thread_id": another_thread, "resource_id": "alice"}
     branch = (await sidecar.http.get("/v1/session", params=where)).json()
@@ -234,22 +247,21 @@ async def test_a_pipe_gets_the_apis_own_objects_one_a_line(sidecar: Sidecar, thr
     assert (forked.code, shown.code, listed.code) == (0, 0, 0)
 
 
-async def test_a_fork_at_a_message_forgets_what_came_later(sidecar: Sidecar, thread: str, another_thread: str) -> None:
-    async with sidecar.stream(thread, "One") as stream:
-        answer = next(event.data["uuid"] for event in await stream.rest() if event.name == "assistant")
-    await sidecar.say(thread, "Two")
-    ended = await command(url(sidecar), "fork", "-r", "alice", thread, another_thread, "--at", answer)
+async def test_a_fork_at_a_message_forgets_what_came_later(sidecar: Sidecar, original: str, thread: str) -> None:
+    answer = (await messages(sidecar, original))[1]["uuid"]
+    ended = await command(url(sidecar), "fork", "-r", "alice", original, thread, "--at", answer)
     assert ended.code == 0, ended.err
-    assert await sidecar.say(another_thread, "Three") == "You have said 2 things. First: One; last: Three"
+    assert await sidecar.say(thread, "Three") == "You have said 2 things. First: My name is Ada; last: Three"
 
 
-async def test_messages_title_and_tree_come_from_the_sdk(sidecar: Sidecar, thread: str, another_thread: str) -> None:
-    await sidecar.say(thread, "Hello")
-    messages = [
-        json.loads(line) for line in (await command(url(sidecar), "messages", "-r", "alice", thread)).out.splitlines()
-    ]
-    assert [message["type"] for message in messages] == ["user", "assistant"]
-    await command(url(sidecar), "fork", "-r", "alice", thread, another_thread, "--at", messages[-1]["uuid"])
+async def test_messages_title_and_tree_come_from_the_sdk(
+    sidecar: Sidecar, original: str, thread: str, another_thread: str
+) -> None:
+    await have(sidecar, original, thread)
+    said = (await command(url(sidecar), "messages", "-r", "alice", thread)).out.splitlines()
+    found = [json.loads(line) for line in said]
+    assert [message["type"] for message in found] == ["user", "assistant"] * 2
+    await command(url(sidecar), "fork", "-r", "alice", thread, another_thread, "--at", found[-1]["uuid"])
     titled = await command(url(sidecar), "title", "-r", "alice", thread, "A week in Lisbon")
     assert json.loads(titled.out)["metadata"]["title"] == "A week in Lisbon"
     listed = await command(url(sidecar), "ls", "-r", "alice", "--prefix", thread, "--metadata")
@@ -266,8 +278,10 @@ async def test_a_turn_is_interrupted_from_another_terminal(sidecar: Sidecar, thr
         assert (await stream.rest())[-1].data["status"] == "interrupted"
 
 
-async def test_a_session_is_adopted_and_warmed_up(sidecar: Sidecar, thread: str, another_thread: str) -> None:
-    await sidecar.say(thread, "My name is Ada")
+async def test_a_session_is_adopted_and_warmed_up(
+    sidecar: Sidecar, original: str, thread: str, another_thread: str
+) -> None:
+    await have(sidecar, original, thread)
     session_id = await sidecar.session_id(thread)
     await command(url(sidecar), "rm", "-r", "alice", thread, "--yes")
     adopted = await command(url(sidecar), "adopt", "-r", "alice", another_thread, session_id)
@@ -277,19 +291,23 @@ async def test_a_session_is_adopted_and_warmed_up(sidecar: Sidecar, thread: str,
     assert "First: My name is Ada" in await sidecar.say(another_thread, "Who am I?")
 
 
-async def test_ls_without_a_resource_lists_all(sidecar: Sidecar, thread: str) -> None:
-    for resource in ("alice", "bob"):
-        await sidecar.say(thread, "Hello", resource_id=resource)
+async def test_ls_without_a_resource_lists_all(sidecar: Sidecar, original: str, thread: str) -> None:
+    await have(sidecar, original, thread, "bob")
+    await have(sidecar, original, thread, "alice")
     listed = await command(url(sidecar), "ls", "--prefix", thread)
     rows = [json.loads(line) for line in listed.out.splitlines()]
-    assert [row["resource_id"] for row in rows if row["thread_id"] == thread] == ["bob", "alice"]
+    assert [row["resource_id"] for row in rows if row["thread_id"] == thread] == ["alice", "bob"]
 
 
-async def test_a_person_sees_the_messages_and_the_branches(sidecar: Sidecar, thread: str, another_thread: str) -> None:
-    await sidecar.say(thread, "Hello")
+async def test_a_person_sees_the_messages_and_the_branches(
+    sidecar: Sidecar, original: str, thread: str, another_thread: str
+) -> None:
+    await have(sidecar, original, thread)
     async with Terminal(url(sidecar), "messages", "-r", "alice", thread) as terminal:
         assert await terminal.ended() == 0
-    answer = re.search(r"^(\S{36})  assistant  .*  You have said 1 thing: Hello *$", terminal.screen, re.MULTILINE)
+    answer = re.search(
+        r"^(\S{36})  assistant  .*  You have said 1 thing: My name is Ada *$", terminal.screen, re.MULTILINE
+    )
     assert answer is not None, terminal.screen
     await command(url(sidecar), "title", "-r", "alice", thread, "Lisbon")
     await command(url(sidecar), "fork", "-r", "alice", thread, another_thread, "--at", answer[1])
@@ -298,7 +316,7 @@ async def test_a_person_sees_the_messages_and_the_branches(sidecar: Sidecar, thr
     root, branch = terminal.screen.splitlines()
     assert root == f"{thread}  Lisbon"
     assert branch.startswith(f"└── {another_thread}  ")
-    assert "after “You have said 1 thing: Hello”" in branch
+    assert "after “You have said 1 thing: My name is Ada”" in branch
     async with Terminal(url(sidecar), "ls", "-r", "alice", "--prefix", thread, "--metadata") as terminal:
         assert await terminal.ended() == 0
     assert "Lisbon" in terminal.screen
@@ -319,9 +337,9 @@ async def test_ls_follows_the_pages_and_stops_at_its_limit(a_sidecar: Make) -> N
     assert newest == everything[:202]
 
 
-async def test_a_terminal_gets_a_table_with_names_as_they_are(sidecar: Sidecar, thread: str) -> None:
+async def test_a_terminal_gets_a_table_with_names_as_they_are(sidecar: Sidecar, original: str, thread: str) -> None:
     name = f"{thread} [bold]:smile:[/bold]"
-    await sidecar.say(name, "Hello")
+    await have(sidecar, original, name)
     async with Terminal(url(sidecar), "ls", "-r", "alice", "--prefix", thread + " ") as terminal:
         assert await terminal.ended() == 0
     head, row = terminal.screen.splitlines()
@@ -332,9 +350,11 @@ async def test_a_terminal_gets_a_table_with_names_as_they_are(sidecar: Sidecar, 
     assert re.search(rf"^sdk_session_id +{await sidecar.session_id(name)}", terminal.screen, re.MULTILINE)
 
 
-async def test_rm_asks_a_person_and_no_script(sidecar: Sidecar, thread: str, another_thread: str) -> None:
-    await sidecar.say(thread, "Hello")
-    await sidecar.say(another_thread, "Hello")
+async def test_rm_asks_a_person_and_no_script(
+    sidecar: Sidecar, original: str, thread: str, another_thread: str
+) -> None:
+    for name in (thread, another_thread):
+        await have(sidecar, original, name)
     for answer, code, status in (("n\n", 1, 200), (CTRL_C, 130, 200), ("y\n", 0, 404)):
         async with Terminal(url(sidecar), "rm", "-r", "alice", thread) as terminal:
             await terminal.prompted(f"Forget '{thread}' of 'alice'? [y/N]: ")

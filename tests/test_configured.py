@@ -39,17 +39,15 @@ async def test_without_credentials_a_turn_is_told_so_and_nothing_is_begun(
         assert list(sidecar.home.glob("claude/projects/*/*.jsonl")) == []
 
 
-async def test_a_known_thread_without_credentials_keeps_its_session(
-    a_sidecar: Make, thread: str, model_env: dict[str, str]
-) -> None:
-    async with a_sidecar() as sidecar:
-        await sidecar.say(thread, "My name is Ada")
-        before = await sidecar.session(thread)
+@pytest.mark.usefixtures("home")
+async def test_a_known_thread_without_credentials_keeps_its_session(a_sidecar: Make) -> None:
     async with a_sidecar(**NONE) as sidecar:
-        assert (await sidecar.chat(thread, "Who am I?")).json()["code"] == "not_configured"
-        assert (await sidecar.session(thread)).json() == before.json()
+        before = await sidecar.session("t1")
+        assert before.status_code == 200
+        assert (await sidecar.chat("t1", "Who am I?")).json()["code"] == "not_configured"
+        assert (await sidecar.session("t1")).json() == before.json()
     async with a_sidecar() as sidecar:
-        assert "First: My name is Ada" in await sidecar.say(thread, "Who am I?")
+        assert "First: My name is Ada" in await sidecar.say("t1", "Who am I?")
 
 
 async def test_a_login_that_comes_later_is_noticed_without_a_restart(
@@ -73,25 +71,25 @@ async def test_one_agent_with_credentials_is_enough_to_be_ready(
         assert (await sidecar.http.get("/readyz")).status_code == 200
 
 
+@pytest.mark.usefixtures("home")
 async def test_wrong_credentials_are_told_at_once_and_not_to_be_tried_again(
-    a_sidecar: Make, thread: str, model: FaultyModel
+    a_sidecar: Make, model: FaultyModel
 ) -> None:
     async with a_sidecar(CLAUDE_CODE_MAX_RETRIES="10") as sidecar:
-        await sidecar.say(thread, "My name is Ada")
         model.default = fail(401)
         asked, began = len(model.requests), time.monotonic()
-        refused = await sidecar.chat(thread, "Hello")
+        refused = await sidecar.chat("t1", "Hello")
         assert (refused.status_code, refused.json()["code"]) == (502, "api_error")
         assert refused.json()["api_status"] == 401
         assert "retry-after" not in refused.headers
         assert "retry_after" not in refused.json()
         assert len(model.requests) - asked == 2
         assert time.monotonic() - began < 5
-        line = await sidecar.until_logged("turn", thread_id=thread, code="api_error")
+        line = await sidecar.until_logged("turn", thread_id="t1", code="api_error")
         assert (line["level"], line["api_status"], line["status"]) == ("warning", 401, "failed")
         model.reset()
-        assert "First: My name is Ada" in await sidecar.say(thread, "Who am I?")
-        assert ("user", "Hello") in await sidecar.history(thread)
+        assert "First: My name is Ada" in await sidecar.say("t1", "Who am I?")
+        assert ("user", "Hello") in await sidecar.history("t1")
 
 
 async def test_a_turn_that_completes_is_no_warning(sidecar: Sidecar, thread: str) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from tests.faults import FaultyModel
 from tests.forked import PROGRAM
+from tests.modes import COLD
 from tests.server import SECONDS, Sidecar
 from tests.terminal import command
 
@@ -111,7 +112,11 @@ async def listening(process: asyncio.subprocess.Process) -> bytes:
 
 
 @pytest.mark.long
-async def test_a_unix_socket_is_for_the_sidecars_own_user(tmp_path: Path, thread: str) -> None:
+async def test_a_unix_socket_is_for_the_sidecars_own_user(
+    tmp_path: Path, thread: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, number in COLD.items():
+        monkeypatch.setenv(name, number)
     path = tmp_path / "sidecar.sock"
     serve = ("serve", "--uds", str(path), "--model", "offline", "--home", str(tmp_path / "home"))
     for _ in range(2):  # a crash leaves the file, and the next start takes it

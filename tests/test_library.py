@@ -20,6 +20,8 @@ from session_sidecar.settings import Settings
 
 pytestmark = pytest.mark.long
 
+NO_SPARES = {"SIDECAR_SPARE_PROCESSES": "0"}
+
 
 @contextlib.asynccontextmanager
 async def served(app: Any) -> AsyncIterator[httpx.AsyncClient]:
@@ -56,7 +58,7 @@ def host_of(sidecar: Starlette, kind: type[Starlette]) -> Starlette:
 @pytest.mark.parametrize("kind", [Starlette, FastAPI])
 async def test_it_works_below_a_path_of_another_application(kind: type[Starlette], tmp_path: Path) -> None:
     before = dict(os.environ)
-    sidecar = create_app(Settings.load({}, home=tmp_path / "home", model="offline"))
+    sidecar = create_app(Settings.load(NO_SPARES, home=tmp_path / "home", model="offline"))
     async with served(host_of(sidecar, kind)) as client:
         assert dict(os.environ) == before
         body = {"thread_id": "t1", "resource_id": "alice", "message": "My name is Ada"}
@@ -80,7 +82,9 @@ async def test_it_works_below_a_path_of_another_application(kind: type[Starlette
 
 
 async def test_two_of_them_share_a_process_and_nothing_else(tmp_path: Path) -> None:
-    sidecars = {name: create_app(Settings.load({}, home=tmp_path / name, model="offline")) for name in ("one", "two")}
+    sidecars = {
+        name: create_app(Settings.load(NO_SPARES, home=tmp_path / name, model="offline")) for name in ("one", "two")
+    }
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client import Metric
 
 from session_sidecar.observe.metrics import MOST_NAMES, OTHER, Load, Metrics, Usage
 from tests.faults import FaultyModel
 from tests.figures import PREFIX, families, figure, labels_of, until
-from tests.modes import WARM
+from tests.modes import KEPT, WARM
 from tests.prometheus import need_prometheus, scraping
 from tests.server import Sidecar
 
@@ -57,20 +58,36 @@ async def every_kind(sidecar: Sidecar, model: FaultyModel, suffix: str = "") -> 
 
 
 @pytest.fixture(scope="module")
-async def after_all(
+async def _after_all(
     _model: FaultyModel, model_env: dict[str, str], tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[Sidecar]:
-    """A sidecar that has had a turn of every kind, and has no other; for tests that only look."""
+) -> AsyncIterator[tuple[Sidecar, list[Metric]]]:
     _model.reset()
     async with Sidecar(tmp_path_factory.mktemp("counted") / "home", model_env | WARM) as sidecar:
         await until(sidecar, "processes", 1, state="spare")
         await every_kind(sidecar, _model)
         await until(sidecar, "turns_total", 7)
-        yield sidecar
+        yield sidecar, await families(sidecar)
 
 
-async def test_turns_are_counted_by_how_they_ended_and_by_how_their_process_came(after_all: Sidecar) -> None:
-    assert await figure(after_all, "turns_total", agent="default") == 7
+@pytest.fixture
+def after_all(_after_all: tuple[Sidecar, list[Metric]], model: FaultyModel) -> Sidecar:
+    """A sidecar that has had a turn of every kind, once or more often; what is said to it is of every kind again."""
+    return _after_all[0]
+
+
+@pytest.fixture
+def of_all(_after_all: tuple[Sidecar, list[Metric]]) -> Callable[..., float]:
+    """Its figures when it had had each turn once, and no other: the sum of the samples that have these labels."""
+
+    def total(name: str, **labels: str) -> float:
+        samples = [sample for family in _after_all[1] for sample in family.samples]
+        return sum(s.value for s in samples if s.name == PREFIX + name and labels.items() <= s.labels.items())
+
+    return total
+
+
+def test_turns_are_counted_by_how_they_ended_and_by_how_their_process_came(of_all: Callable[..., float]) -> None:
+    assert of_all("turns_total", agent="default") == 7
     for outcome, process, status in (
         ("started", "spare", "completed"),
         ("resumed", "warm", "completed"),
@@ -80,13 +97,13 @@ async def test_turns_are_counted_by_how_they_ended_and_by_how_their_process_came
         ("restarted", "cold", "completed"),
     ):
         labels = {"outcome": outcome, "process": process, "status": status}
-        assert await figure(after_all, "turns_total", **labels) >= 1, labels
-    assert await figure(after_all, "turns_total", status="failed") == 1
-    assert await figure(after_all, "turn_errors_total", code="api_error") == 1
+        assert of_all("turns_total", **labels) >= 1, labels
+    assert of_all("turns_total", status="failed") == 1
+    assert of_all("turn_errors_total", code="api_error") == 1
     for stage in ("init", "first_delta"):
-        assert await figure(after_all, f"turn_{stage}_seconds_count", process="cold") >= 2
-        assert 0 < await figure(after_all, f"turn_{stage}_seconds_sum", process="warm") < 10
-    assert await figure(after_all, "turn_seconds_count") == 7
+        assert of_all(f"turn_{stage}_seconds_count", process="cold") >= 2
+        assert 0 < of_all(f"turn_{stage}_seconds_sum", process="warm") < 10
+    assert of_all("turn_seconds_count") == 7
 
 
 async def test_a_turn_costs_what_it_has_used_itself_also_after_a_resume_and_in_a_fork(
@@ -151,24 +168,24 @@ async def test_what_an_agent_has_left_in_the_background_is_a_process_of_its_own_
     a_sidecar: Callable[..., Sidecar], model: FaultyModel, tmp_path: Path
 ) -> None:
     (tmp_path / "agents.toml").write_text('[default]\ntools = ["Bash"]\nallowed_tools = ["Bash"]\n')
-    async with a_sidecar("--agents", str(tmp_path / "agents.toml"), **WARM) as sidecar:
+    async with a_sidecar("--agents", str(tmp_path / "agents.toml"), **KEPT) as sidecar:
         call = {"command": "sleep 300", "run_in_background": True}
         await sidecar.say("t1", f"[[tool Bash {json.dumps(call)}]]")
         await until(sidecar, "processes", 1, state="background")
         assert await figure(sidecar, "processes", state="warm") == 0
 
 
+@pytest.mark.usefixtures("home")
 async def test_a_transcript_that_is_gone_is_counted_whatever_was_asked_for_then(
     a_sidecar: Callable[..., Sidecar],
 ) -> None:
     async with a_sidecar() as sidecar:
-        for count, if_missing, status in ((1, "fail", 410), (1, "restart", 200)):
+        for thread, if_missing, status in (("t1", "fail", 410), ("t2", "restart", 200)):
             assert await figure(sidecar, "missing_transcripts_total", if_missing=if_missing) == 0
-            await sidecar.say(if_missing, "Remember me")
-            sidecar.transcript(await sidecar.session_id(if_missing)).unlink()
-            answer = await sidecar.chat(if_missing, "Do you?", if_missing=if_missing)
+            sidecar.transcript(await sidecar.session_id(thread)).unlink()
+            answer = await sidecar.chat(thread, "Do you?", if_missing=if_missing)
             assert answer.status_code == status
-            await until(sidecar, "missing_transcripts_total", count, if_missing=if_missing)
+            await until(sidecar, "missing_transcripts_total", 1, if_missing=if_missing)
 
 
 async def test_starts_of_processes_are_counted_with_what_they_were_for(
@@ -252,19 +269,17 @@ async def test_the_page_lists_every_figure_with_its_labels_and_no_other(after_al
 
 
 async def test_every_query_of_the_dashboard_has_figures_in_prometheus(
-    counted: Sidecar, model: FaultyModel, tmp_path: Path
+    after_all: Sidecar, model: FaultyModel, tmp_path: Path
 ) -> None:
     need_prometheus()
-    scraped = await counted.http.get("/metrics")
+    scraped = await after_all.http.get("/metrics")
     assert complaints(scraped.text) == ""
     queries = [(target["expr"], target["legendFormat"]) for panel in DASHBOARD["panels"] for target in panel["targets"]]
     assert len(queries) >= len(DASHBOARD["panels"]) > 10
-    async with scraping(str(counted.http.base_url), tmp_path) as prometheus:
-        await every_kind(counted, model)
-        await until(counted, "turns_total", 7)
+    async with scraping(str(after_all.http.base_url), tmp_path) as prometheus:
         await prometheus.until(f"sum({PREFIX}turns_total) >= 7")
-        await every_kind(counted, model, suffix="-again")
-        await until(counted, "turns_total", 14)
+        await every_kind(after_all, model, suffix="-again")
+        await until(after_all, "turns_total", 14)
         await prometheus.until(f"sum({PREFIX}turns_total) >= 14")
         for query, legend in queries:
             whole = query.replace("$__rate_interval", "5m").replace("$__range", "6h").replace("$instance", ".*")

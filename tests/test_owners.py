@@ -15,7 +15,7 @@ from session_sidecar.api.access.tokens import TokenFile, make_token
 from session_sidecar.api.http import Call
 from session_sidecar.api.routes import CALLS
 from tests.faults import FaultyModel
-from tests.modes import WARM
+from tests.modes import KEPT
 from tests.server import Sidecar, Stream, followed
 
 pytestmark = pytest.mark.smoke
@@ -104,7 +104,7 @@ async def guarded(
     model_env: dict[str, str], tokens: tuple[Path, dict[str, str]], tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Sidecar]:
     home = tmp_path_factory.mktemp("guarded") / "home"
-    async with Sidecar(home, model_env | WARM | {"SIDECAR_TOKENS_FILE": str(tokens[0])}) as sidecar:
+    async with Sidecar(home, model_env | KEPT | {"SIDECAR_TOKENS_FILE": str(tokens[0])}) as sidecar:
         sidecar.keep_secret(*tokens[1].values())
         alice = Someone(sidecar, tokens[1]["alice"])
         body = {"thread_id": "hers", "resource_id": "alice", "message": "My name is Alice"}

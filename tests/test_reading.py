@@ -1,7 +1,7 @@
 """What is done ourselves, for speed, where the SDK has a function for it: the same comes of both."""
 
 import asyncio
-import dataclasses
+import itertools
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,8 +11,8 @@ import pytest
 from claude_agent_sdk import SessionStore, SessionStoreEntry, fork_session, get_session_messages_from_store
 
 from session_sidecar.agent.transcripts.fork import copy
-from session_sidecar.agent.transcripts.reading.chain import TranscriptMessage, entries_of
 from session_sidecar.agent.transcripts.reading.chain import conversation as read
+from session_sidecar.agent.transcripts.reading.chain import entries_of
 from session_sidecar.agent.transcripts.reading.ending import ending
 from tests.conversations import conversation, damaged
 
@@ -30,10 +30,6 @@ class Entries:
         return cast("list[SessionStoreEntry]", self._entries)
 
 
-def told(messages: list[TranscriptMessage]) -> list[dict[str, Any]]:
-    return [dataclasses.asdict(message) | {"line": message.line()} for message in messages]
-
-
 async def test_the_conversation_is_the_sdks() -> None:
     for seed in SEEDS:
         lines = conversation(seed)
@@ -48,11 +44,12 @@ async def test_the_end_of_a_conversation_is_that_of_the_whole_wherever_it_is_cut
         cuts = told_something = 0
         for seed in SEEDS:
             lines = conversation(seed) if whole else damaged(conversation(seed), seed)
+            entries = [list(entries_of([line])) for line in lines]  # one of a line, or none
             for end in {len(lines), len(lines) - seed % 7}:  # the last turn may be under way
-                all_of_it = told(read(list(entries_of(lines[:end]))))
+                all_of_it = read(list(itertools.chain(*entries[:end])))
                 for start in range(end):
-                    found = ending(list(entries_of(lines[start:end])))
-                    messages = told(found.messages)
+                    found = ending(list(itertools.chain(*entries[start:end])))
+                    messages = found.messages
                     assert messages == all_of_it[len(all_of_it) - len(messages) :], (seed, start, end)
                     assert not found.complete or messages == all_of_it, (seed, start, end)
                     cuts, told_something = cuts + 1, told_something + bool(messages)

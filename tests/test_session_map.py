@@ -2,11 +2,12 @@
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
 
+import psycopg
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from session_store import Cursor, SessionMap, SessionMapped, SessionMapping, StoreUnavailable, ThreadKey, ThreadMapped
 from session_store.postgres import PostgresSessionMap
 from session_store.sqlite import SqliteSessionMap
-from tests.postgres import through
+from tests.postgres import new_database, through
 
 Opener = Callable[[], Awaitable[SessionMap]]
 
@@ -47,6 +48,21 @@ on_one_map = settings(
 )  # each example brings keys of its own, so that one file serves them all
 ids = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=24)
 tricky_ids = st.text("aA%_*?'\\é\u0301e\uffff\U0010ffff\U0001f469\u200d\u00a0", min_size=1, max_size=5)
+
+
+@pytest.fixture(scope="module")
+def one_database(postgres: str) -> Iterator[str]:
+    with new_database(postgres) as url:
+        yield url
+
+
+@pytest.fixture
+def database(one_database: str) -> str:
+    """The URL of an empty database: the same one each time, as making one takes longer than most tests."""
+    with psycopg.connect(one_database) as connection:
+        connection.execute("DROP SCHEMA public CASCADE")
+        connection.execute("CREATE SCHEMA public")
+    return one_database
 
 
 @pytest.fixture(params=OPENERS.values(), ids=list(OPENERS))

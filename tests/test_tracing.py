@@ -3,14 +3,14 @@
 import asyncio
 import json
 import os
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.faults import FaultyModel
-from tests.modes import CLI_TRACES, WARM
+from tests.modes import CLI_TRACES, KEPT, WARM
 from tests.server import SECONDS, Sidecar, a_moment
 
 CALLER = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -42,6 +42,24 @@ def traced(tmp_path: Path, spans_file: Path) -> dict[str, str]:
     return program_at_start(tmp_path, SET_UP.format(file=str(spans_file)))
 
 
+@pytest.fixture(scope="module")
+async def _shared(
+    _model: FaultyModel, model_env: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Sidecar]:
+    place = tmp_path_factory.mktemp("traced")
+    env = program_at_start(place, SET_UP.format(file=str(place / "spans")))
+    async with Sidecar(place / "home", model_env | KEPT | env) as sidecar:
+        yield sidecar
+
+
+@pytest.fixture
+def shared(_shared: Sidecar, model: FaultyModel) -> tuple[Sidecar, Path]:
+    """A sidecar that is traced, for tests with threads of their own; and where the spans of this test will be."""
+    spans_file = _shared.home.with_name("spans")
+    spans_file.write_text("")
+    return _shared, spans_file
+
+
 def program_at_start(place: Path, program: str) -> dict[str, str]:
     """The environment in which Python begins with this program."""
     (place / "sitecustomize.py").write_text(program)
@@ -65,12 +83,10 @@ async def say(sidecar: Sidecar, thread: str, message: str) -> dict[str, Any]:
     return answer
 
 
-async def test_a_turn_is_a_span_by_the_conventions_in_the_trace_of_its_caller(
-    a_sidecar: Callable[..., Sidecar], traced: dict[str, str], spans_file: Path
-) -> None:
-    async with a_sidecar(**traced) as sidecar:
-        answer = await say(sidecar, "my-thread", "My name is Ada")
-        (span,) = await spans(sidecar, spans_file, 1)
+async def test_a_turn_is_a_span_by_the_conventions_in_the_trace_of_its_caller(shared: tuple[Sidecar, Path]) -> None:
+    sidecar, spans_file = shared
+    answer = await say(sidecar, "my-thread", "My name is Ada")
+    (span,) = await spans(sidecar, spans_file, 1)
     assert span["name"] == "invoke_agent default"
     assert span["kind"] == "SpanKind.INTERNAL"
     assert span["context"]["trace_id"] == f"0x{CALLER[0]}"
@@ -101,23 +117,19 @@ async def test_a_turn_is_a_span_by_the_conventions_in_the_trace_of_its_caller(
         assert private not in spans_file.read_text()
 
 
-async def test_a_turn_without_a_caller_to_name_is_a_trace_of_its_own(
-    a_sidecar: Callable[..., Sidecar], traced: dict[str, str], spans_file: Path
-) -> None:
-    async with a_sidecar(**traced) as sidecar:
-        await sidecar.say("t1", "Hello")
-        await sidecar.say("t2", "Hello")
-        first, second = await spans(sidecar, spans_file, 2)
+async def test_a_turn_without_a_caller_to_name_is_a_trace_of_its_own(shared: tuple[Sidecar, Path], thread: str) -> None:
+    sidecar, spans_file = shared
+    for _ in range(2):
+        await sidecar.say(thread, "Hello")
+    first, second = await spans(sidecar, spans_file, 2)
     assert first["parent_id"] is second["parent_id"] is None
     assert first["context"]["trace_id"] != second["context"]["trace_id"]
 
 
-async def test_a_turn_that_fails_is_an_error_of_its_problems_code(
-    a_sidecar: Callable[..., Sidecar], traced: dict[str, str], spans_file: Path
-) -> None:
-    async with a_sidecar(**traced) as sidecar:
-        assert (await say(sidecar, "t1", "[[fail 400]]"))["code"] == "api_error"
-        (span,) = await spans(sidecar, spans_file, 1)
+async def test_a_turn_that_fails_is_an_error_of_its_problems_code(shared: tuple[Sidecar, Path], thread: str) -> None:
+    sidecar, spans_file = shared
+    assert (await say(sidecar, thread, "[[fail 400]]"))["code"] == "api_error"
+    (span,) = await spans(sidecar, spans_file, 1)
     assert span["status"] == {"status_code": "ERROR", "description": "api_error"}
     assert span["attributes"]["error.type"] == "api_error"
 
@@ -126,7 +138,7 @@ async def test_what_the_agent_does_by_itself_belongs_to_the_turn_that_it_stems_f
     a_sidecar: Callable[..., Sidecar], traced: dict[str, str], spans_file: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "agents.toml").write_text('[default]\ntools = ["Bash"]\nallowed_tools = ["Bash"]\n')
-    async with a_sidecar("--agents", str(tmp_path / "agents.toml"), **WARM, **traced) as sidecar:
+    async with a_sidecar("--agents", str(tmp_path / "agents.toml"), **KEPT, **traced) as sidecar:
         call = {"command": "sleep 0.5", "run_in_background": True}
         await say(sidecar, "t1", f"[[tool Bash {json.dumps(call)}]]")
         turn, background = await spans(sidecar, spans_file, 2)
@@ -166,12 +178,10 @@ async def test_where_nothing_is_set_up_the_callers_trace_is_handed_on_as_it_is(
     assert {request.headers["traceparent"].split("-")[1] for request in model.requests} == {CALLER[0]}
 
 
-async def test_a_traceparent_that_is_none_is_let_be(
-    a_sidecar: Callable[..., Sidecar], traced: dict[str, str], spans_file: Path
-) -> None:
-    async with a_sidecar(**traced) as sidecar:
-        body = {"thread_id": "t1", "resource_id": "alice", "message": "Hello"}
-        for nonsense in ("00-nonsense", f"00-{'0' * 32}-{'0' * 16}-01", "x" * 4000):
-            answer = await sidecar.http.post("/v1/chat", json=body, headers={"traceparent": nonsense})
-            assert answer.status_code == 200
-        assert [span["parent_id"] for span in await spans(sidecar, spans_file, 3)] == [None] * 3
+async def test_a_traceparent_that_is_none_is_let_be(shared: tuple[Sidecar, Path], thread: str) -> None:
+    sidecar, spans_file = shared
+    body = {"thread_id": thread, "resource_id": "alice", "message": "Hello"}
+    for nonsense in ("00-nonsense", f"00-{'0' * 32}-{'0' * 16}-01", "x" * 4000):
+        answer = await sidecar.http.post("/v1/chat", json=body, headers={"traceparent": nonsense})
+        assert answer.status_code == 200
+    assert [span["parent_id"] for span in await spans(sidecar, spans_file, 3)] == [None] * 3

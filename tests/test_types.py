@@ -3,15 +3,15 @@
 import asyncio
 import json
 import os
+import re
 import shutil
-import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.modes import COLD
+from tests.modes import KEPT
 from tests.node import CLIENTS, need_node
 from tests.server import Sidecar
 
@@ -26,18 +26,17 @@ async def offline(tmp_path: Path) -> AsyncIterator[Sidecar]:
     """A sidecar as `make run` starts it, with an agent that has a tool."""
     agents = tmp_path / "agents.toml"
     agents.write_text('[tooled]\ntools = ["Bash"]\nallowed_tools = ["Bash"]\n')
-    env = {**COLD, **OFFLINE, "HOME": str(tmp_path)}
+    env = {**KEPT, **OFFLINE, "HOME": str(tmp_path)}
     async with Sidecar(tmp_path / "home", env, "--model", "auto", "--agents", str(agents)) as sidecar:
         yield sidecar
 
 
 async def messages(sidecar: Sidecar, prompt: str, agent: str = "default", *, stop: bool = False) -> list[Json]:
     """The SDK's messages in a turn's stream; with `stop` of one that is interrupted in mid-answer."""
-    thread = str(uuid.uuid4())
-    async with sidecar.stream(thread, prompt, agent=agent) as stream:
+    async with sidecar.stream(agent, prompt, agent=agent) as stream:  # an agent has one thread, with one process
         if stop:
             await stream.until_text()
-            assert (await sidecar.post("/v1/chat/interrupt", thread)).status_code == 200
+            assert (await sidecar.post("/v1/chat/interrupt", agent)).status_code == 200
         events = await stream.rest()
     assert events[-1].data["status"] == ("interrupted" if stop else "completed")
     return [event.data for event in events if event.name not in ("session", "end")]
@@ -62,9 +61,11 @@ async def test_every_message_of_a_stream_is_what_the_typescript_sdk_says(offline
     stopped = await messages(offline, "[[slow 60]] Hello", stop=True)
     found = [*await messages(offline, "Hello"), *tool, *thinking, *stopped]
     assert {"system", "assistant", "user", "stream_event", "result"} <= {message["type"] for message in found}
-    assert await complaints(found, tmp_path / "right") == ""
-    for name, lacking in without_a_field(found):
-        assert name in await complaints([lacking], tmp_path / f"without {name}")
+    told = await complaints(tmp_path, right=found, **{name: [lacking] for name, lacking in without_a_field(found)})
+    assert told.pop("right") == ""
+    assert set(told) == {"iterations", "citations"}
+    for name, said in told.items():
+        assert name in said
 
 
 def without_a_field(found: list[Json]) -> list[tuple[str, Json]]:
@@ -79,20 +80,21 @@ def without_a_field(found: list[Json]) -> list[tuple[str, Json]]:
     return [("iterations", usage), ("citations", text)]
 
 
-async def complaints(found: list[Json], place: Path) -> str:
-    """What the compiler says of messages, as values of `SDKMessage`."""
-    place.mkdir()
+async def complaints(place: Path, **found: list[Json]) -> dict[str, str]:
+    """What the compiler says of messages, as values of `SDKMessage`, by the name of those that belong together."""
     (place / "node_modules").symlink_to(CLIENTS / "node_modules")
     shutil.copy(CLIENTS / "literal.ts", place)
-    lines = [
-        'import type { SDKMessage } from "@anthropic-ai/claude-agent-sdk";',
-        'import { literal } from "./literal.js";',
-    ]
-    for number, message in enumerate(found):
-        lines += [f"const raw{number} = literal({json.dumps(message)});"]
-        lines += [f"export const message{number}: SDKMessage = raw{number};"]
-    (place / "messages.ts").write_text("\n".join(lines))
-    options = ["--strict", "--noEmit", "--skipLibCheck", "--module", "nodenext", "--target", "es2022", "messages.ts"]
+    for name, group in found.items():
+        lines = [
+            'import type { SDKMessage } from "@anthropic-ai/claude-agent-sdk";',
+            'import { literal } from "./literal.js";',
+        ]
+        for number, message in enumerate(group):
+            lines += [f"const raw{number} = literal({json.dumps(message)});"]
+            lines += [f"export const message{number}: SDKMessage = raw{number};"]
+        (place / f"{name}.ts").write_text("\n".join(lines))
+    files = [f"{name}.ts" for name in found]
+    options = ["--strict", "--noEmit", "--skipLibCheck", "--module", "nodenext", "--target", "es2022", *files]
     compiler = await asyncio.create_subprocess_exec(
         *("node", str(CLIENTS / "node_modules" / "typescript" / "bin" / "tsc"), *options),
         cwd=place,
@@ -101,4 +103,8 @@ async def complaints(found: list[Json], place: Path) -> str:
     )
     out, _ = await compiler.communicate()
     assert (compiler.returncode == 0) == (not out)
-    return out.decode()
+    # A complaint begins with its file's name, and goes on in lines that are indented.
+    of_file = dict.fromkeys(found, "")
+    for complaint in re.split(r"\n(?! )", out.decode().strip()) if out else []:
+        of_file[complaint.partition(".ts(")[0]] += complaint
+    return of_file
