@@ -14,7 +14,6 @@ run: .venv/run ## the sidecar on 127.0.0.1:8000 (PORT=… moves it); answers off
 
 test: .venv/dev ## the tests for each change, offline, a worker a core: all units, and smoke tests of what runs agents
 	$(BIN)/pytest $(BESIDE) -m "not long and not quiet" $(ORDER)
-	$(BIN)/pytest -m "quiet and not long" $(ORDER)
 
 test-all: .venv/dev ## every test; CI runs this
 	$(BIN)/pytest $(BESIDE) -m "not quiet" $(ORDER)

@@ -9,6 +9,12 @@ KEPT = {"SIDECAR_WARM_SESSIONS": "4", "SIDECAR_SPARE_PROCESSES": "0"}  # one sta
 # `make test` takes the mode that users have; `make test-all` both.
 in_both_modes = pytest.mark.parametrize("mode", ["warm", pytest.param("cold", marks=pytest.mark.long)], indirect=True)
 
+
+def marks_of(keeper: str) -> list[pytest.MarkDecorator]:
+    """Of a contract that all keepers are held to: `make test` leaves out the one that is reached through pgbouncer."""
+    return [pytest.mark.long] if keeper == "pgbouncer" else []
+
+
 # The CLI makes spans, which nobody collects, and tells the API which one it is in.
 CLI_TRACES = {
     "CLAUDE_CODE_ENABLE_TELEMETRY": "1",

@@ -28,7 +28,6 @@ async def stray(sidecar: Sidecar, thread: str) -> str:
     return session_id
 
 
-@pytest.mark.smoke
 async def test_an_adopted_session_goes_on_where_it_was_left(sidecar: Sidecar, original: str, thread: str) -> None:
     session_id = await stray(sidecar, f"{thread}-before")
     project = sidecar.home / "claude" / "projects" / "-home-ada-work"

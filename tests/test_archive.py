@@ -39,7 +39,13 @@ async def readers() -> AsyncIterator[Readers]:
     await readers.close()
 
 
-@pytest.fixture(params=["plain in sqlite", "sealed in sqlite", "sealed in postgres"])
+@pytest.fixture(
+    params=[
+        pytest.param("plain in sqlite", marks=pytest.mark.long),
+        pytest.param("sealed in sqlite", marks=pytest.mark.long),
+        "sealed in postgres",
+    ]
+)
 def how(request: pytest.FixtureRequest) -> str:
     how: str = request.param
     return how

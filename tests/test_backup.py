@@ -155,7 +155,6 @@ async def test_at_whatever_moment_of_many_turns_it_is_taken_each_of_its_mappings
         assert "First: My name is Ada" in await restored.say("the first", "Who am I?")
 
 
-@pytest.mark.smoke
 async def test_half_a_line_is_left_out_and_a_whole_one_without_its_end_is_not(home: Path, tmp_path: Path) -> None:
     torn, unended = sorted(transcripts(home).values())
     as_it_was = torn.read_bytes()
@@ -168,7 +167,6 @@ async def test_half_a_line_is_left_out_and_a_whole_one_without_its_end_is_not(ho
     assert copied[torn.stem].stat().st_mtime_ns == torn.stat().st_mtime_ns
 
 
-@pytest.mark.smoke
 async def test_it_holds_what_conversations_need_and_no_login_and_is_private(home: Path, tmp_path: Path) -> None:
     config, workspace = home / "claude", home / "workspace"
     session = next(iter(transcripts(home).values())).with_suffix("")
@@ -317,7 +315,6 @@ async def test_ctrl_c_leaves_nothing_of_a_backup(home: Path, tmp_path: Path) -> 
     assert list(copy.parent.iterdir()) == []
 
 
-@pytest.mark.smoke
 async def test_where_a_backup_cannot_be_it_says_so_and_changes_nothing(home: Path, tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "letter").write_text("mine")
@@ -406,7 +403,6 @@ async def test_what_an_operator_has_put_into_the_new_home_stays(home: Path, tmp_
     assert await findings(tmp_path / "elsewhere") == []
 
 
-@pytest.mark.smoke
 async def test_what_was_committed_and_is_still_in_the_log_is_in_the_backup(home: Path, tmp_path: Path) -> None:
     """As it is beside a running sidecar, and after one that was killed."""
     with closing(sqlite3.connect(home / "sidecar.db", isolation_level=None)) as database:

@@ -49,7 +49,6 @@ async def tree(sidecar: Sidecar, knows: Know, thread: str) -> str:
     return thread
 
 
-@pytest.mark.smoke
 async def test_the_tree_is_the_same_from_any_member(sidecar: Sidecar, tree: str) -> None:
     expected = {tree: [{f"{tree}-1": [{f"{tree}-1-1": []}]}, {f"{tree}-2": []}]}
     for member in (tree, f"{tree}-1", f"{tree}-2", f"{tree}-1-1"):

@@ -19,6 +19,7 @@ from session_sidecar.replicas.archive.sqlite import SqliteChunks
 from session_store import StoreUnavailable, StoreUnusable, ThreadKey
 from session_store.postgres import PostgresSessionMap
 from tests.archive import KEY, Keeper, a_session, in_postgres, in_sqlite
+from tests.modes import marks_of
 from tests.postgres import through
 
 OLD, NEW = bytes(KEY_BYTES), bytes(range(KEY_BYTES))
@@ -40,7 +41,9 @@ def pgbouncer(request: pytest.FixtureRequest) -> AbstractAsyncContextManager[Kee
 KEEPERS: Final = (sqlite, postgres, pgbouncer)
 
 
-@pytest.fixture(params=KEEPERS, ids=[keeper.__name__ for keeper in KEEPERS])
+@pytest.fixture(
+    params=[pytest.param(keeper, id=keeper.__name__, marks=marks_of(keeper.__name__)) for keeper in KEEPERS]
+)
 async def kept(request: pytest.FixtureRequest) -> AsyncIterator[Keeper]:
     keeper: Callable[[pytest.FixtureRequest], AbstractAsyncContextManager[Keeper]] = request.param
     async with keeper(request) as kept:

@@ -41,6 +41,7 @@ async def test_what_the_machine_decides_is_told_as_it_works_out_here() -> None:
     assert (rows["SIDECAR_WARM_SESSIONS"]["value"], rows["SIDECAR_WARM_MEMORY"]["value"]) == (0, None)
 
 
+@pytest.mark.long
 async def test_a_wrong_setting_is_told_as_serve_tells_it() -> None:
     for name in ("config", "serve"):
         ended = await command("", name, SIDECAR_PROT="9000")

@@ -94,7 +94,6 @@ async def ended(sidecar: Sidecar, thread: str, beats: Beats, processes: list[int
     return await gone(processes, 0) and beats.running() == {}
 
 
-@pytest.mark.smoke
 async def test_they_end_with_an_interrupted_turn(sidecar: Sidecar, thread: str, beats: Beats) -> None:
     asking = asyncio.create_task(sidecar.chat(thread, beats.prompt(), agent="tools"))
     processes = await beats.started(sidecar)

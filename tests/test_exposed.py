@@ -139,6 +139,7 @@ async def test_a_unix_socket_is_for_the_sidecars_own_user(
     assert not path.exists()
 
 
+@pytest.mark.long
 async def test_an_address_that_is_not_loopbacks_is_answered_nothing_without_tokens(tmp_path: Path) -> None:
     """However it is started: this is uvicorn's own command line."""
     program = "import sys, uvicorn; uvicorn.run('app:app', host='0.0.0.0', port=0, log_level='info')"

@@ -116,7 +116,6 @@ async def test_an_empty_file_and_a_link_are_no_second_transcript(cold: Sidecar, 
         (projects / "-moved").unlink()
 
 
-@pytest.mark.smoke
 async def test_a_transcript_that_was_moved_is_found_where_it_is_now(sidecar: Sidecar, thread: str, knows: Know) -> None:
     await knows(sidecar, thread)
     own = sidecar.transcript(await sidecar.session_id(thread))

@@ -212,7 +212,6 @@ async def test_each_statement_of_the_session_map_is_timed(a_sidecar: Callable[..
             assert 0 < await figure(sidecar, "store_statement_seconds_sum", operation=operation) < 5, operation
 
 
-@pytest.mark.smoke
 async def test_no_label_names_a_thread_a_resource_or_a_session(after_all: Sidecar) -> None:
     found = {name: labels for name, labels in labels_of(await families(after_all)).items() if name.startswith(PREFIX)}
     assert set().union(*found.values()) == LABELS
@@ -253,7 +252,6 @@ def test_two_applications_in_one_process_have_figures_of_their_own() -> None:
     assert b"turns_running 0.0" in two.exposition()
 
 
-@pytest.mark.smoke
 async def test_the_page_lists_every_figure_with_its_labels_and_no_other(after_all: Sidecar) -> None:
     found = await families(after_all)
     labels = labels_of(found)

@@ -128,6 +128,7 @@ class TestWhatItSays:
 
 
 class TestWhatItDoesWhenAsked:
+    @pytest.mark.long
     async def test_a_slow_answer_takes_as_long_as_was_wished_and_comes_all_the_time(self, api: Api) -> None:
         loop = asyncio.get_running_loop()
         body, began, came = request(user("Tell me [[slow 1]]"), stream=True), loop.time(), 0

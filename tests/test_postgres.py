@@ -116,6 +116,7 @@ async def test_without_its_extra_the_url_says_what_to_install(monkeypatch: pytes
         await open_session_map("postgresql://localhost/x")
 
 
+@pytest.mark.long
 def test_who_keeps_the_map_in_sqlite_loads_nothing_of_postgresql() -> None:
     program = "import sys, session_store, session_sidecar.app; print([m for m in sys.modules if 'psycopg' in m])"
     done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
@@ -190,6 +191,7 @@ async def test_an_id_that_postgresql_cannot_hold_is_said_to_be_one(
 # The trouble
 
 
+@pytest.mark.long
 async def test_a_server_that_stops_and_comes_back_is_found_again_without_a_restart(
     server: Postgres, sessions: PostgresSessionMap, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -284,6 +286,7 @@ async def test_who_gives_up_on_a_statement_sees_it_ended_and_the_connection_goes
     assert admin(own, "SELECT count(*) FROM pg_stat_activity WHERE state LIKE 'idle in%'") == [(0,)]
 
 
+@pytest.mark.long
 async def test_a_server_that_hangs_does_not_hang_its_callers(
     server: Postgres, sessions: PostgresSessionMap, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -76,7 +76,6 @@ async def test_the_model_still_knows_what_came_before(a_sidecar: Make, talk: Pat
         assert said == [text for text in ("My name is Ada", "one", "two", "three", "Go on", "And on") if text != last]
 
 
-@pytest.mark.smoke
 async def test_a_fork_of_a_thread_that_went_on_has_all_of_it_too(a_sidecar: Make, talk: Path) -> None:
     async with a_sidecar() as sidecar:
         lose(sidecar.transcript(await sidecar.session_id("of 3")), "one")

@@ -97,6 +97,7 @@ async def gone(turn: weakref.ref[Turn]) -> None:
 # The budget
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("count", "deltas", "size"), [(2000, 0, 10), (60, 0, 1_000_000), (200, 100, 10)])
 async def test_what_ended_turns_take_in_memory_is_what_is_counted_of_them(
     held: Callable[..., Replay], count: int, deltas: int, size: int
@@ -259,6 +260,7 @@ async def test_a_key_is_for_one_body(held: Callable[..., Replay], other: TurnReq
     assert some.find(again) is turn
 
 
+@pytest.mark.long
 async def test_beyond_the_most_keys_the_oldest_ended_one_is_forgotten_and_its_turn_with_it(
     held: Callable[..., Replay],
 ) -> None:

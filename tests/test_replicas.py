@@ -199,7 +199,6 @@ async def test_a_fork_of_a_turn_that_runs_elsewhere_has_what_came_before_it(
             await stream.rest()
 
 
-@pytest.mark.smoke
 async def test_titles_and_lists_are_the_same_everywhere(some_replicas: Make, knows: Know) -> None:
     async with some_replicas(2) as (one, other):
         await knows(one, "t")

@@ -310,7 +310,6 @@ def watching(pid: int) -> Iterator[Callable[[float], Awaitable[bool]]]:
 
 
 class TestSessionIds:
-    @pytest.mark.smoke
     async def test_a_new_session_has_the_id_that_was_chosen_and_cannot_be_made_twice(
         self, connect: Connect, model: FaultyModel, home: Path
     ) -> None:
@@ -728,7 +727,6 @@ asyncio.run(main())
 
 
 class TestForks:
-    @pytest.mark.smoke
     async def test_a_fork_with_a_message_holds_the_parents_messages_up_to_the_one_named(
         self, connect: Connect, warm: Cli, session: str, home: Path
     ) -> None:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from session_store import Cursor, SessionMap, SessionMapped, SessionMapping, StoreUnavailable, ThreadKey, ThreadMapped
 from session_store.postgres import PostgresSessionMap
 from session_store.sqlite import SqliteSessionMap
+from tests.modes import marks_of
 from tests.postgres import new_database, through
 
 Opener = Callable[[], Awaitable[SessionMap]]
@@ -65,7 +66,7 @@ def database(one_database: str) -> str:
     return one_database
 
 
-@pytest.fixture(params=OPENERS.values(), ids=list(OPENERS))
+@pytest.fixture(params=[pytest.param(opener, id=name, marks=marks_of(name)) for name, opener in OPENERS.items()])
 def opener(request: pytest.FixtureRequest) -> Opener:
     """Open an empty map, and that same one again."""
     opener: Opener = request.param(request)

@@ -50,6 +50,7 @@ async def test_a_token_is_shown_once_and_only_its_hash_is_kept(path: Path) -> No
     assert known["name"] in made.err
 
 
+@pytest.mark.long
 async def test_the_examples_of_the_help_work_one_after_the_other(tmp_path: Path) -> None:
     told = (await command("", "token", "--help")).out
     *lines, revoke = re.findall(r"^ {4}((?:export|session-sidecar) .*)", told, re.MULTILINE)

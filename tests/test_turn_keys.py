@@ -10,6 +10,7 @@ import pytest
 from session_store import SessionMap, StoreUnavailable, TakenKey, TurnKeys, turn_key
 from session_store.postgres import PostgresSessionMap
 from session_store.sqlite import SqliteSessionMap
+from tests.modes import marks_of
 from tests.test_session_map import OPENERS, Opener
 
 KEY, OTHER = turn_key("alice", "k1"), turn_key("alice", "k2")
@@ -18,7 +19,7 @@ MINUTES = 600.0
 OVER = -1.0  # seconds: its time is over at once
 
 
-@pytest.fixture(params=OPENERS.values(), ids=list(OPENERS))
+@pytest.fixture(params=[pytest.param(opener, id=name, marks=marks_of(name)) for name, opener in OPENERS.items()])
 def opener(request: pytest.FixtureRequest) -> Opener:
     """Open an empty map, and that same one again."""
     opener: Opener = request.param(request)
