@@ -1,6 +1,7 @@
 """Threads that go on from a conversation that was had once: what the CLI wrote is copied, and costs no start of it."""
 
 import uuid
+from pathlib import Path
 
 from tests.server import Sidecar
 
@@ -16,13 +17,19 @@ async def become_known(sidecar: Sidecar, thread: str, mode: str | None) -> str:
     return thread
 
 
-async def copied(sidecar: Sidecar, original: str, thread: str) -> str:
-    """Have another thread with the transcript that the CLI wrote of one at rest, to the byte but for its session ID."""
-    session_id, new_id = await sidecar.session_id(original), str(uuid.uuid4())
-    transcript = sidecar.transcript(session_id)
-    whole = transcript.read_bytes().replace(session_id.encode(), new_id.encode())
-    transcript.with_name(f"{new_id}.jsonl").write_bytes(whole)
-    body = {"thread_id": thread, "resource_id": "alice", "sdk_session_id": new_id}
+async def adopted(sidecar: Sidecar, written: Path, thread: str, resource: str = "alice") -> None:
+    """Have a thread with a copy of a transcript, to the byte but for its session ID. No turn is run for it."""
+    session_id = str(uuid.uuid4())
+    place = sidecar.home / "claude" / "projects" / written.parent.name
+    place.mkdir(parents=True, exist_ok=True)
+    copy = written.read_bytes().replace(written.stem.encode(), session_id.encode())
+    (place / f"{session_id}.jsonl").write_bytes(copy)
+    body = {"thread_id": thread, "resource_id": resource, "sdk_session_id": session_id}
     response = await sidecar.http.put("/v1/session", json=body)
     assert response.status_code == 201, response.text
+
+
+async def copied(sidecar: Sidecar, original: str, thread: str) -> str:
+    """The thread, with a copy of the transcript of another one that is at rest."""
+    await adopted(sidecar, sidecar.transcript(await sidecar.session_id(original)), thread)
     return thread

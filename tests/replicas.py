@@ -14,6 +14,7 @@ import httpx
 import psycopg
 import pytest
 
+from tests.copies import adopted
 from tests.faults import FaultyModel
 from tests.modes import COLD
 from tests.postgres import PASSWORD, free_port
@@ -157,13 +158,7 @@ def knows(_home: Path, _model: FaultyModel) -> Know:
     _model.requests.clear()  # what it was asked for that
 
     async def know(sidecar: Sidecar, thread: str, resource: str = "alice") -> None:
-        session_id = str(uuid.uuid4())
-        place = sidecar.home / "claude" / "projects" / written.parent.name
-        place.mkdir(parents=True, exist_ok=True)
-        (place / f"{session_id}.jsonl").write_text(written.read_text().replace(written.stem, session_id))
-        body = {"thread_id": thread, "resource_id": resource, "sdk_session_id": session_id}
-        adopted = await sidecar.http.put("/v1/session", json=body)
-        assert adopted.status_code == 201, adopted.text
+        await adopted(sidecar, written, thread, resource)
 
     return know
 

@@ -119,7 +119,12 @@ def test_the_wheel_installs_two_packages_and_nothing_else(installed: Path) -> No
     assert (installed / "session_store" / "sqlite" / "schema.sql").exists()
     assert (installed / HOUSE / "api" / "documents" / "docs.html").exists()
     page = installed / HOUSE / "api" / "calls" / "page"
-    assert {path.name for path in page.iterdir()} == {"__init__.py", "index.html", "page.css", "page.js"}
+    assert {path.name for path in page.iterdir() if path.is_file()} == {
+        "__init__.py",
+        "index.html",
+        "page.css",
+        "page.js",
+    }
 
 
 def test_somebodys_own_package_called_app_can_define_the_agents(installed: Path, tmp_path: Path) -> None:
