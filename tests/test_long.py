@@ -244,6 +244,16 @@ async def test_a_process_that_is_killed_over_a_long_thread_costs_that_request(si
     assert (await fork(sidecar, "long", "branch")).status_code == 201
 
 
+async def test_a_process_that_is_killed_while_it_waits_costs_nobody_anything(sidecar: Sidecar) -> None:
+    assert (await fork(sidecar, "long", "before")).status_code == 201
+    (worker,) = workers(sidecar)
+    os.kill(worker, signal.SIGKILL)
+    async with asyncio.timeout(20):
+        while Path(f"/proc/{worker}").exists():  # until the sidecar has heard of it
+            await a_moment()
+    assert (await fork(sidecar, "long", "after")).status_code == 201
+
+
 async def test_a_thread_that_ends_in_a_tool_call_without_its_result_is_not_forked_there(
     a_sidecar: Callable[..., Sidecar],
 ) -> None:

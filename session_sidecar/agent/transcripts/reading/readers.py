@@ -56,7 +56,9 @@ class Readers:
             if self._idle is not None:
                 self._idle.cancel()
             try:
-                process = self._process = self._process or await _start()
+                if self._process is None or self._process.returncode is not None:  # it was killed while it waited
+                    self._process = await _start()
+                process = self._process
                 result, error = await _ask(process, pickle.dumps((work, args)))
             except BaseException as error:
                 await self._end()
@@ -101,8 +103,11 @@ async def _start() -> Process:
 async def _ask(process: Process, job: bytes) -> tuple[Any, Exception | None]:
     assert process.stdin is not None  # noqa: S101 - for the type checker
     assert process.stdout is not None  # noqa: S101
-    process.stdin.write(len(job).to_bytes(LENGTH_BYTES) + job)
-    await process.stdin.drain()
+    try:
+        process.stdin.write(len(job).to_bytes(LENGTH_BYTES) + job)
+        await process.stdin.drain()
+    except RuntimeError as error:  # uvloop's, of a pipe whose other end has gone
+        raise ConnectionResetError from error
     length = int.from_bytes(await process.stdout.readexactly(LENGTH_BYTES))
     answer = await process.stdout.readexactly(length)
     return cast("tuple[Any, Exception | None]", pickle.loads(answer))  # noqa: S301 - from our own process
