@@ -532,6 +532,7 @@ for line in sys.stdin:  # a process for each, with its imports done
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("how", ["plain in sqlite"])
 async def test_a_pull_that_is_killed_is_mended_by_the_next(
     machine: Callable[..., Machine], tmp_path: Path, session: str
@@ -564,6 +565,7 @@ async def test_a_pull_that_is_killed_is_mended_by_the_next(
     assert len(seen) > 1  # it was killed in the middle
 
 
+@pytest.mark.long
 async def test_a_long_transcript_goes_through_in_pieces(here: Machine, there: Machine, session: str) -> None:
     piece = lines(2**20)
     for _ in range(90):

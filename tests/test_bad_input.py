@@ -121,6 +121,7 @@ async def test_a_message_over_the_limit_is_refused(cold: Sidecar) -> None:
     refused(await cold.http.post("/v1/chat", json={**CHAT, "message": blocks}), 413, "message_too_large")
 
 
+@pytest.mark.long
 async def test_an_endless_body_is_not_read_to_its_end(cold: Sidecar) -> None:
     url = cold.http.base_url
     reader, writer = await asyncio.open_connection(url.host, url.port)

@@ -127,6 +127,7 @@ def test_the_wheel_installs_two_packages_and_nothing_else(installed: Path) -> No
     }
 
 
+@pytest.mark.long
 def test_somebodys_own_package_called_app_can_define_the_agents(installed: Path, tmp_path: Path) -> None:
     (tmp_path / "app").mkdir()
     (tmp_path / "app" / "__init__.py").touch()

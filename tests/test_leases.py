@@ -466,6 +466,7 @@ def check(seen: Seen, operation: str, replica: int, key: ThreadKey, answer: obje
         assert len(believe) < 2, f"{believe} both have {known}"
 
 
+@pytest.mark.long
 @settings(
     max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )

@@ -551,6 +551,7 @@ def large(_large: Path, file: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return file
 
 
+@pytest.mark.long
 async def test_damage_that_is_found_after_the_start_stops_every_call_and_nothing_more_is_written(large: Path) -> None:
     spoil_the_middle(large)
     sessions = await SqliteSessionMap.open(large)
