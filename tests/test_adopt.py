@@ -60,7 +60,6 @@ async def test_adopting_again_changes_nothing_and_no_other_session_or_thread_get
     assert (refused.status_code, refused.json()["code"]) == (409, "session_taken")
 
 
-@pytest.mark.smoke
 async def test_a_session_without_a_transcript_is_not_adopted(sidecar: Sidecar, thread: str) -> None:
     refused = await adopt(sidecar, thread, str(uuid.uuid4()))
     assert (refused.status_code, refused.json()["code"]) == (410, "session_missing")

@@ -41,9 +41,9 @@ async def readers() -> AsyncIterator[Readers]:
 
 @pytest.fixture(
     params=[
-        pytest.param("plain in sqlite", marks=pytest.mark.long),
+        "plain in sqlite",
         pytest.param("sealed in sqlite", marks=pytest.mark.long),
-        "sealed in postgres",
+        pytest.param("sealed in postgres", marks=pytest.mark.long),
     ]
 )
 def how(request: pytest.FixtureRequest) -> str:

@@ -89,7 +89,6 @@ async def test_a_turn_that_runs_elsewhere_makes_the_thread_busy_everywhere(
         assert "You have said 2 things" in await other.say("t", "now")
 
 
-@pytest.mark.smoke
 async def test_a_turn_can_be_joined_from_any_replica_while_it_runs_and_after_it(
     some_replicas: Make, model: FaultyModel
 ) -> None:

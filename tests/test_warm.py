@@ -53,7 +53,6 @@ async def test_the_log_says_where_a_turn_had_its_process_from(warm: Sidecar, thr
         assert (await warm.until_logged("turn", turn_id=turn_id))["process"] == process
 
 
-@pytest.mark.smoke
 async def test_what_another_program_wrote_to_the_session_is_not_lost(warm: Sidecar, thread: str) -> None:
     await warm.say(thread, "My name is Ada")
     process = await warm.process_of(thread)
