@@ -5,8 +5,6 @@ from pathlib import Path
 
 from tests.server import Sidecar
 
-NO_SPARE = {"SIDECAR_SPARE_PROCESSES": "0"}
-
 
 async def become_known(sidecar: Sidecar, thread: str, mode: str | None) -> str:
     """A thread with a completed turn "My name is Ada": one that is warm, or one that was in the `home` at the start."""

@@ -4,6 +4,7 @@ import pytest
 
 COLD = {"SIDECAR_WARM_SESSIONS": "0", "SIDECAR_SPARE_PROCESSES": "0"}
 WARM = {"SIDECAR_WARM_SESSIONS": "4", "SIDECAR_SPARE_PROCESSES": "1"}
+NO_SPARE = {"SIDECAR_SPARE_PROCESSES": "0"}
 KEPT = {"SIDECAR_WARM_SESSIONS": "4", "SIDECAR_SPARE_PROCESSES": "0"}  # one start a thread, and none ahead
 
 # `make test` takes the mode that users have; `make test-all` both.

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.copies import NO_SPARE, become_known
+from tests.copies import become_known
 from tests.faults import Behaviour, FaultyModel, big, burst, cut, fail, silent
-from tests.modes import in_both_modes
+from tests.modes import NO_SPARE, in_both_modes
 from tests.server import Sidecar, Stream
 
 pytestmark = [pytest.mark.long, in_both_modes]

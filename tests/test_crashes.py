@@ -12,9 +12,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.copies import NO_SPARE, become_known
+from tests.copies import become_known
 from tests.faults import FaultyModel
-from tests.modes import COLD, in_both_modes
+from tests.modes import COLD, NO_SPARE, in_both_modes
 from tests.server import SECONDS, Sidecar, Stream, a_moment, gone, parting
 from tests.transcripts import metadata
 

@@ -17,10 +17,9 @@ from starlette.routing import Mount
 
 from session_sidecar.app import create_app
 from session_sidecar.settings import Settings
+from tests.modes import NO_SPARE
 
 pytestmark = pytest.mark.long
-
-NO_SPARES = {"SIDECAR_SPARE_PROCESSES": "0"}
 
 
 @contextlib.asynccontextmanager
@@ -58,7 +57,7 @@ def host_of(sidecar: Starlette, kind: type[Starlette]) -> Starlette:
 @pytest.mark.parametrize("kind", [Starlette, FastAPI])
 async def test_it_works_below_a_path_of_another_application(kind: type[Starlette], tmp_path: Path) -> None:
     before = dict(os.environ)
-    sidecar = create_app(Settings.load(NO_SPARES, home=tmp_path / "home", model="offline"))
+    sidecar = create_app(Settings.load(NO_SPARE, home=tmp_path / "home", model="offline"))
     async with served(host_of(sidecar, kind)) as client:
         assert dict(os.environ) == before
         body = {"thread_id": "t1", "resource_id": "alice", "message": "My name is Ada"}
@@ -83,7 +82,7 @@ async def test_it_works_below_a_path_of_another_application(kind: type[Starlette
 
 async def test_two_of_them_share_a_process_and_nothing_else(tmp_path: Path) -> None:
     sidecars = {
-        name: create_app(Settings.load(NO_SPARES, home=tmp_path / name, model="offline")) for name in ("one", "two")
+        name: create_app(Settings.load(NO_SPARE, home=tmp_path / name, model="offline")) for name in ("one", "two")
     }
 
     @contextlib.asynccontextmanager

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from tests.faults import FaultyModel
+from tests.modes import KEPT
 from tests.server import SECONDS, Sidecar, a_moment, gone, running
 
 Make = Callable[..., Sidecar]
-WARM = {"SIDECAR_WARM_SESSIONS": "4", "SIDECAR_SPARE_PROCESSES": "0"}
 SPARE = {"SIDECAR_WARM_SESSIONS": "0", "SIDECAR_SPARE_PROCESSES": "1"}
 
 
@@ -21,7 +21,7 @@ async def _warm(model_env: dict[str, str], tmp_path_factory: pytest.TempPathFact
     home = tmp_path_factory.mktemp("warm")
     agents = home / "agents.toml"
     agents.write_text('[default]\n[terse]\nsystem_prompt = "Be terse."\n')
-    async with Sidecar(home / "home", {**model_env, **WARM}, "--agents", str(agents)) as sidecar:
+    async with Sidecar(home / "home", {**model_env, **KEPT}, "--agents", str(agents)) as sidecar:
         yield sidecar
 
 
@@ -34,7 +34,7 @@ def warm(_warm: Sidecar, model: FaultyModel) -> Sidecar:
 @pytest.fixture
 async def two_kept(a_sidecar: Make) -> AsyncIterator[Sidecar]:
     """One that keeps two, so that few turns are more than it keeps."""
-    async with a_sidecar(**WARM | {"SIDECAR_WARM_SESSIONS": "2"}) as sidecar:
+    async with a_sidecar(**KEPT | {"SIDECAR_WARM_SESSIONS": "2"}) as sidecar:
         yield sidecar
 
 
@@ -172,7 +172,7 @@ async def test_what_no_longer_fits_into_the_memory_for_them_is_closed(a_sidecar:
 
 @pytest.mark.long
 async def test_an_unused_process_is_closed_after_a_while(a_sidecar: Make, thread: str) -> None:
-    async with a_sidecar(SIDECAR_WARM_IDLE_SECONDS="0.5", **WARM) as sidecar:
+    async with a_sidecar(SIDECAR_WARM_IDLE_SECONDS="0.5", **KEPT) as sidecar:
         await sidecar.say(thread, "Hello")
         assert await gone(sidecar.cli_processes(), SECONDS)
         assert await sidecar.say(thread, "Go on")
@@ -265,7 +265,7 @@ def registered(sidecar: Sidecar) -> list[bool]:
 
 
 async def test_an_opened_thread_is_warm_before_its_message_comes(a_sidecar: Make, home: Path, thread: str) -> None:
-    async with a_sidecar(**WARM) as sidecar:
+    async with a_sidecar(**KEPT) as sidecar:
         for _ in range(2):
             assert (await sidecar.post("/v1/session/warm", "t1")).status_code == 202
         (process,) = await ready(sidecar, 1)
@@ -321,7 +321,7 @@ async def test_a_function_that_fails_costs_its_turn_and_neither_the_thread_nor_i
     a_sidecar: Make, thread: str, tmp_path: Path
 ) -> None:
     (tmp_path / "forgetful.py").write_text(FAILS_THE_SECOND_TIME)
-    async with a_sidecar("--agents", "forgetful:options", PYTHONPATH=str(tmp_path), **WARM) as sidecar:
+    async with a_sidecar("--agents", "forgetful:options", PYTHONPATH=str(tmp_path), **KEPT) as sidecar:
         await sidecar.say(thread, "My name is Ada")
         process = await sidecar.process_of(thread)
         failed = await sidecar.chat(thread, "Hello?")
@@ -333,7 +333,7 @@ async def test_a_function_that_fails_costs_its_turn_and_neither_the_thread_nor_i
 @pytest.mark.long
 async def test_a_kept_process_that_hangs_costs_its_turn_and_not_the_thread(a_sidecar: Make, thread: str) -> None:
     patience = {"SIDECAR_TURN_IDLE_SECONDS": "2", "SIDECAR_INTERRUPT_SECONDS": "0.5"}
-    async with a_sidecar(**WARM, **patience) as sidecar:
+    async with a_sidecar(**KEPT, **patience) as sidecar:
         await sidecar.say(thread, "My name is Ada")
         await sidecar.until_logged("turn", thread_id=thread)
         process = await sidecar.process_of(thread)

@@ -202,6 +202,14 @@ def end_line(path: Path) -> None:
                 file.write(b"\n")
 
 
+def append(path: Path, lines: bytes) -> None:
+    """Add whole lines to a transcript, all or none. See `appended`."""
+    with appended(path):
+        end_line(path)
+        with path.open("ab") as file:
+            file.write(lines)
+
+
 def all_sessions(claude_config: Path) -> dict[str, list[Path]]:
     """The sessions' transcripts by session ID; whether they can be resumed is another question."""
     found: dict[str, list[Path]] = {}

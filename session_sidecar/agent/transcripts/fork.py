@@ -5,7 +5,6 @@ and loses messages at a U+2028. tests/test_reading.py compares the two.
 """
 
 import contextlib
-import json
 import os
 import uuid
 from collections.abc import Iterator, Sequence
@@ -14,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from session_sidecar.agent.transcripts.lines import Chain, Entry, linked, parsed
+from session_sidecar.agent.transcripts.lines import Chain, Entry, linked, parsed, written
 from session_sidecar.errors import MessageNotFound
 
 _OF_THE_SOURCE = ("teamName", "agentName", "slug", "sourceToolAssistantUUID")  # a fork does not have them
@@ -161,4 +160,4 @@ def _replacements(line: bytes, session_id: str) -> list[Any]:
 
 
 def _dump(file: BinaryIO, entry: Entry) -> None:
-    file.write(json.dumps(entry, separators=(",", ":")).encode() + b"\n")
+    file.write(written(entry))

@@ -54,6 +54,11 @@ def holds(path: Path, message_id: str, prompt_id: str, size: int) -> bool:
     return before is None or (before != message_id and is_in(path, before, size))
 
 
+def written(entry: Entry) -> bytes:
+    """An entry as a line."""
+    return json.dumps(entry, separators=(",", ":")).encode() + b"\n"
+
+
 def parsed(line: bytes) -> Any:
     """A line as JSON. Raises ValueError or RecursionError where it is none."""
     return json.loads(line.decode(errors="replace"))

@@ -1,7 +1,5 @@
 """Titles and tags: notes in a session's transcript, as the SDK writes them."""
 
-import json
-
 from claude_agent_sdk import (
     InMemorySessionStore,
     SessionKey,
@@ -9,6 +7,8 @@ from claude_agent_sdk import (
     rename_session_via_store,
     tag_session_via_store,
 )
+
+from session_sidecar.agent.transcripts.lines import written
 
 
 async def lines_of(session_id: str, changes: dict[str, str | None]) -> bytes:
@@ -23,4 +23,4 @@ async def lines_of(session_id: str, changes: dict[str, str | None]) -> bytes:
     if (title := changes.get("title")) is not None:
         await rename_session_via_store(notes, session_id, title)
     entries = notes.get_entries(SessionKey(project_key=project_key_for_directory(), session_id=session_id))
-    return b"".join(json.dumps(entry, separators=(",", ":")).encode() + b"\n" for entry in entries)
+    return b"".join(written(dict(entry)) for entry in entries)

@@ -6,12 +6,11 @@ a link into nothing to the entry before it in time, if that is no more than five
 is read by `Chain`, shows it all. tests/test_sdk_contract.py pins both.
 """
 
-import json
 import os
 from pathlib import Path
 
 from session_sidecar.agent.transcripts import files
-from session_sidecar.agent.transcripts.lines import Chain, Entry, is_in, linked
+from session_sidecar.agent.transcripts.lines import Chain, Entry, is_in, linked, written
 
 LOOKED_AT_BYTES = 2**20
 """Of the end of a file: what is lost is found by the next start of a CLI, so it is near."""
@@ -25,10 +24,7 @@ def relink(path: Path) -> int:
     """
     found = lost(path)
     if found:
-        with files.appended(path):
-            files.end_line(path)
-            with path.open("ab") as file:
-                file.write(b"".join(json.dumps(entry, separators=(",", ":")).encode() + b"\n" for entry in found))
+        files.append(path, b"".join(map(written, found)))
     return len(found)
 
 

@@ -249,10 +249,7 @@ class Transcripts:
         path = self._find(session_id)
         if path is None or files.session_info(path) is None:
             raise TranscriptMissing(NOTHING_OF_IT)
-        with files.appended(path):
-            files.end_line(path)
-            with path.open("ab") as file:
-                file.write(lines)
+        files.append(path, lines)
 
     def _to_fork(self, session_id: str) -> tuple[Path, SDKSessionInfo]:
         """The file to copy, and what is known of it."""
